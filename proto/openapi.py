@@ -223,7 +223,7 @@ class Description:
                     "additionalProperties": {"type": "string"},
                 }
             }
-            contents["image/*"] = {"schema": binary}
+            contents |= {kind: {"schema": binary} for kind in ("image/*", "audio/*")}
         return contents
 
     def _answer(self, method: MethodDescriptorProto) -> Tree:

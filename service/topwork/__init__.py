@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from topwork.client.calls import CallFailed
     from topwork.client.credentials import Credentials
     from topwork.client.images import LabelledImage
-    from topwork.client.inputs import Embedding, Text, embeddings
+    from topwork.client.inputs import Audio, Embedding, Text, embeddings
     from topwork.client.outcomes import progress, rejected, result
     from topwork.client.results import (
         ClassifyResult,
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
+    "Audio",
     "CallFailed",
     "ClassifyResult",
     "Client",
@@ -59,6 +60,7 @@ __all__ = [
 
 _PLACES = {
     "AsyncClient": "client.asynchronous:AsyncClient",
+    "Audio": "client.inputs:Audio",
     "CallFailed": "client.calls:CallFailed",
     "ClassifyResult": "client.results:ClassifyResult",
     "Client": "client.blocking:Client",

@@ -15,6 +15,8 @@ class InputLimits:
     """Width times height of one image, checked before decoding."""
     max_text_bytes: int = 256 * 2**10
     """Length of one text in UTF-8."""
+    max_audio_bytes: int = 16 * 2**20
+    """Length of one file of audio, before decoding."""
     max_display_name_length: int = 200
     """Characters of an uploaded image's name; a longer name is truncated.
 

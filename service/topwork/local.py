@@ -14,10 +14,11 @@ from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
-from topwork.client.inputs import Array, Text
+from topwork.client.inputs import Array, Audio, Text
 from topwork.client.results import ExplainResult, ImageResult
 from topwork.errors import ImageError, InvalidInput
 from topwork.in_order import in_order
+from topwork.inputs.audio import SentAudio
 from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.kinds import AnyInput, array_of
 from topwork.inputs.text import SentText
@@ -136,6 +137,8 @@ def _given(image: ImageLike) -> AnyInput:
         return found
     if isinstance(found, Text):
         return SentText(found.data)
+    if isinstance(found, Audio):
+        return SentAudio(found.data)
     return SentEmbedding(np.frombuffer(found.values, dtype=np.float32), found.space)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
@@ -26,6 +27,15 @@ from topwork.model_metrics import ModelMetrics
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Stages(NamedTuple):
+    """Histograms of the time in each stage, in seconds."""
+
+    queue: Histogram
+    decode: Histogram
+    backbone: Histogram
+    head: Histogram
 
 
 class Telemetry:
@@ -57,18 +67,15 @@ class Telemetry:
         self.models = ModelMetrics(models=models, labels=model_labels)
         """Metrics of the answers by model."""
         registry.register(self.models)
-        stages = Histogram(
+        self._stage_seconds = Histogram(
             "topwork_stage_seconds",
-            "Time of an image in a stage: queue, decode, backbone (its share of a micro-batch), "
-            "head (a group of answers).",
-            ("stage",),
+            "Time of an input of a kind in a stage: queue, decode, backbone (its share of a "
+            "micro-batch), head (a group of answers).",
+            ("stage", "kind"),
             registry=registry,
             buckets=_SECONDS,
         )
-        self.queue = stages.labels("queue")
-        self.decode = stages.labels("decode")
-        self.backbone = stages.labels("backbone")
-        self.head = stages.labels("head")
+        self._stages: dict[str, Stages] = {}
         self.micro_batch = Histogram(
             "topwork_micro_batch_images",
             "Size of the micro-batch of an image.",
@@ -98,6 +105,17 @@ class Telemetry:
         )
 
         self.changes = ChangeMetrics(registry)
+
+    def stages(self, kind: str) -> Stages:
+        """Return the histograms of the stages of a kind of inputs."""
+        if (found := self._stages.get(kind)) is None:
+            found = self._stages[kind] = Stages(
+                *(
+                    self._stage_seconds.labels(stage, kind)
+                    for stage in ("queue", "decode", "backbone", "head")
+                )
+            )
+        return found
 
     def build(self, versions: Mapping[str, str], **others: str) -> None:
         """Add the versions of the software as labels of a series with the value 1."""

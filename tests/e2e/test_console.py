@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support import browsers, servers, tiny
+from support import browsers, kinds, servers, tiny
+from support.kinds import AUDIO, TEXT
 from support.pictures import picture
 from support.servers import Running
+from support.texts import TOPICS
 
 from topwork.access import tokens
 from topwork.bundle.store import Repository
@@ -33,14 +35,16 @@ def fill(folder: Path, colour: str, count: int, *, first: int = 100, name: str =
 
 
 @contextmanager
-def serving(folder: Path, repository: Repository) -> Iterator[tuple[Running, dict[str, str]]]:
-    """Serve a repository; yield the server and a token of each role."""
+def serving(
+    folder: Path, repository: Repository, models: str = "'colours*', 'earlier'"
+) -> Iterator[tuple[Running, dict[str, str]]]:
+    """Serve a repository; yield the server and a token of each role for the ``models``."""
     browsers.install(folder, *PACKAGES)
     made = {role: tokens.make() for role in ROLES}
     access = folder / "access.toml"
     access.write_text(
         "".join(
-            f"[principals.{role}]\ntokens = ['{token.entry}']\n{role} = ['colours*', 'earlier']\n"
+            f"[principals.{role}]\ntokens = ['{token.entry}']\n{role} = [{models}]\n"
             for role, token in made.items()
         )
     )
@@ -180,3 +184,66 @@ def test_console_reviews_and_manages(tmp_path: Path) -> None:
     assert found["typed"]
     assert found["deleted"] == ["colours", "colours2"]
     assert found["restored"] == ["colours", "colours2", "colours3"]
+
+
+@browsers.needs_browser
+def test_console_shows_and_learns_texts(tmp_path: Path) -> None:
+    """A text is typed, dropped, taught, listed and reviewed; whatever it has stays text."""
+    texts = tmp_path / "texts"
+    (texts / "chess").mkdir(parents=True)
+    contents = TEXT.contents("chess", 12, 0)
+    for number, content in enumerate(contents):
+        attacked = content + f" {ATTACK}".encode() if number == 0 else content
+        (texts / "chess" / f"{number}.txt").write_bytes(attacked)
+    fresh = texts / f"{ATTACK}.txt"
+    fresh.write_text("chord violin choir melody opera tempo " * 5 + ATTACK)
+    sound = texts / f"{ATTACK}.wav"
+    sound.write_bytes(AUDIO.contents(AUDIO.labels[1], 1, 100)[0])
+    broken = texts / "broken.txt"
+    broken.write_bytes(b"salt \xff")
+    repository = kinds.repository(tmp_path / "repository")
+    with serving(tmp_path, repository, "'topics*', 'points', 'sounds'") as (server, given):
+        found = drive(
+            "console_texts.mjs",
+            tmp_path,
+            server,
+            token=given["admin"],
+            typed=TEXT.contents("sailing", 1, 100)[0].decode(),
+            fresh=str(fresh),
+            broken=str(broken),
+            taught=str(texts / "chess"),
+            lines=[content.decode() for content in TEXT.contents("chess", 3, 40)],
+            sound=str(sound),
+            strangers=[content.decode() for content in TEXT.contents("chess", 6, 200)],
+        )
+    assert found["typed"] == "sailing"
+    assert found["near"][0][:2] == ["sailing"] * 2
+    assert [*map(topic_of, found["near"][1])] == found["near"][0]
+    assert "only images have one, not inputs of the kind text" in found["explained"]
+    assert found["fresh"] == "music"
+    assert ATTACK in found["given"]
+    assert found["broken"] == "broken.txt is not UTF-8."
+    assert found["proposed"] == "chess"
+    assert found["hint"] == "12 texts · a new label"
+    assert "The gate would let this revision serve." in found["check"]
+    assert "Revision 2 serves." in found["published"]
+    assert found["pasted"] == "3 texts · a label of the model, which gets more texts"
+    assert "Revision 3 serves." in found["lines"]
+    assert len(found["examples"]) == 15
+    assert sum(ATTACK in text for text in found["examples"]) == 1
+    assert found["cell"][1] >= 1
+    assert topic_of(found["cell"][0])
+    assert found["queued"] >= 1
+    assert {topic_of(text) for text in found["candidates"]} == {"chess"}
+    assert "Revision 4 serves." in found["taught"]
+    assert "takes embeddings, which programs compute" in found["points"]
+    assert found["sound"] == AUDIO.labels[1]
+    assert found["players"] == 5
+    assert found["seconds"] > 0
+    assert found["sounds"] == 48
+
+
+def topic_of(text: str) -> str:
+    """Return the topic of most of a text's words."""
+    counts = {topic: sum(word in text for word in words) for topic, words in TOPICS.items()}
+    return max(counts, key=lambda topic: counts[topic])

@@ -17,6 +17,7 @@ import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import error_details_pb2, status_pb2
+from support import text_encoders, texts
 
 from topwork.v1 import change_pb2, classifier_service_pb2, model_service_pb2
 
@@ -24,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = (
-    (README, "export.md", "embeddings.md"),
+    (README, "export.md", "embeddings.md", "texts.md", "audio.md"),
     (
         "quickstart.md",
         "explanations.md",
@@ -58,6 +59,11 @@ NOT_RUN = {
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",
+    (
+        "kinds.md",
+        "topwork classify",
+    ): "needs a model of texts: tests/integration/test_kinds.py runs these commands",
+    ("kinds.md", "curl"): "needs a model of texts: tests/integration/test_kinds.py sends the same",
     ("medical-images.md", "pip install"): "installs; the tests' environment has it",
     ("medical-images.md", "topwork-train fit chest_xray"): "needs X-rays",
     ("open-inference.md", "import numpy"): "needs tritonclient: `make tritonclient` asks with it",
@@ -75,6 +81,8 @@ NOT_RUN = {
         "needs certificates and another host: test_tls.py makes some"
     ),
     ("security.md", "topwork token"): "appends to a file of yours; the runbook's is run",
+    ("texts.md", "pip install"): "needs PyPI and Debian: the test writes a tiny encoder",
+    ("texts.md", "from pathlib import Path\n\nfor topic in"): "needs Debian: the test writes texts",
     ("training.md", "hf download"): "needs the hub",
     ("training.md", "pip install"): "needs the hub: test_any_backbone.py fits a tower",
     ("training.md", "topwork-train audit"): "ranks all backbones, which takes minutes",
@@ -163,6 +171,7 @@ def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> N
         "TOPWORK_SERVE_ADDRESS": f"127.0.0.1:{server}",
         "TOPWORK_TRAIN_DEMO_DATA_IMAGES_PER_LABEL": "32",
     }
+    _stand_ins(tmp_path)
     log = tmp_path / "log"
     with log.open("w") as file:
         done = subprocess.run(
@@ -184,6 +193,11 @@ def test_the_commands_of_pages_succeed(walk: Sequence[str], tmp_path: Path) -> N
     assert "unexpected error" not in server_log
     assert "worker died" not in server_log
     assert ("nothing wrong\n" in output) == ("runbook.md" in walk)
+    topics = re.findall(r"^medicine (?:True|False)$", output, flags=re.MULTILINE)
+    assert (len(topics) >= 3) == ("texts.md" in walk)
+    assert ("families revision 1 serves: accuracy 1.000" in output) == ("texts.md" in walk)
+    fifth = re.findall(r"^family-4$", output, flags=re.MULTILINE)
+    assert len(fifth) == 10 * ("texts.md" in walk)
 
 
 def test_pages_do_not_classify_training_photos() -> None:
@@ -194,6 +208,19 @@ def test_pages_do_not_classify_training_photos() -> None:
         for block in blocks(page, "python", "js"):
             for call in re.findall(r"classify\(.*?\)\]?", block.text, flags=re.DOTALL):
                 assert "photos" not in call, f"{page}:{block.line}"
+
+
+def _stand_ins(folder: Path) -> None:
+    """Write what texts.md downloads: an encoder, and texts of five topics."""
+    sizes = {"max_position_embeddings": text_encoders.POSITIONS}
+    text_encoders.folder(folder / "encoder", text_encoders.encoder(), config=sizes)
+    names = ("computers", "food", "law", "sports", "medicine")
+    for name, topic in zip(names, texts.TOPICS, strict=True):
+        own = folder / "topics" / (name if name == "medicine" else f"four/{name}")
+        for number, text in enumerate(texts.texts(topic, 25)):
+            path = (folder / "topics" / "test" if number < 5 else own) / f"{name}-{number:03}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def _shell(block: Block) -> str:

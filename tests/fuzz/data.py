@@ -1,4 +1,4 @@
-"""Fuzz target of training data: photos that can be read or refused one by one, or InvalidInput."""
+"""Fuzz target of training data: photos or texts that can be read one by one, or InvalidInput."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from topwork_trainer.data import scan
 PATHS = ("a/0.jpg", "a/1.jpg", "b/0.jpg", "b/1.jpg")
 """Photos beside the fuzzed file."""
 
-NAMES = ("1.csv", "1.tsv", "1.jsonl", "1.json", "1.zip", "1.tar", "1.tgz", "1.parquet")
+NAMES = (
+    *("1.csv", "1.tsv", "1.jsonl", "1.json", "1.zip", "1.tar", "1.tgz", "1.parquet"),
+    "1.fasta",
+)
 """Names of the fuzzed file; the first byte of an input is an index."""
 
 
 def read(content: bytes) -> None:
-    """Scan any bytes as a manifest, annotations, an archive or Parquet, and read the photos."""
+    """Scan any bytes as a manifest, a table of texts, an archive or FASTA, and read its rows."""
     folder = sandbox.directory() / "data"
     if not folder.is_dir():
         for path in PATHS:
@@ -69,11 +72,16 @@ def seeds() -> list[bytes]:
         {"id": number, "annotation_id": number, "image": path, "choice": path[0]}
         for number, path in enumerate(PATHS)
     ]
+    texts = [{"text": f"text {n}", "label": "ab"[n % 2], "group": f"{n}"} for n in range(12)]
+    sequences = "".join(f">s{n} {'ab'[n % 2]}\nACGT\nTT{'ACGT'[n % 4]}\n" for n in range(12))
     made: dict[str, list[bytes]] = {
+        "1.fasta": [sequences.encode()],
         "1.csv": [b"path,label,group\n" + b"".join(f"{p},{p[0]},g\n".encode() for p in PATHS)],
         "1.tsv": [b"path\tlabel\n" + b"".join(f"a\\{p}\t{p[0]}\n".encode() for p in PATHS)],
-        "1.jsonl": [b"\n".join(json.dumps(row).encode() for row in rows)],
-        "1.json": [json.dumps(document).encode() for document in (rows, coco, tasks, minimal)],
+        "1.jsonl": [b"\n".join(json.dumps(row).encode() for row in each) for each in (rows, texts)],
+        "1.json": [
+            json.dumps(document).encode() for document in (rows, coco, tasks, minimal, texts)
+        ],
         "1.zip": [_zipped()],
         "1.tar": [_tarred("w")],
         "1.tgz": [_tarred("w:gz")],

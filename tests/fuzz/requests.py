@@ -35,6 +35,7 @@ from topwork.changes.rows import OperationState, queued, subject_of
 from topwork.changes.uploads import Uploads
 from topwork.errors import ImageError, NotFound, TopworkError
 from topwork.inputs.embeddings import EmbeddingSpec, checked
+from topwork.inputs.spec import SentContent
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.servicers.classifier import ClassifierServicer
@@ -97,12 +98,14 @@ def messages() -> list[bytes]:
     identity = "5c2e9d46-1d5c-4a7b-9a52-3f0a1b2c3d4e"
     embedding = input_pb.Embedding(values=[1.0, float("nan"), -2.5], space="points")
     vector = input_pb.Input(embedding=embedding)
+    others = [input_pb.Input(text="a"), input_pb.Input(audio=b"RIFF")]
     classify = classify_pb.ClassifyRequest(model="models/colours", images=[b"photo"], top_k=2)
     examples: dict[str, list[Message]] = {
         "Classify": [
             classify,
             classify_pb.ClassifyRequest(
-                model="models/colours", inputs=[input_pb.Input(image=b"photo"), vector]
+                model="models/colours",
+                inputs=[input_pb.Input(image=b"photo"), vector, *others],
             ),
         ],
         "StreamClassify": [
@@ -433,7 +436,7 @@ class _Classifier:
         classifying.check_count(len(images), LIMITS)
         for image in images:
             with contextlib.suppress(ImageError):
-                assert isinstance(image, bytes) or checked(image, SPACE).shape == (3,)
+                assert isinstance(image, bytes | SentContent) or checked(image, SPACE).shape == (3,)
         classifying.check_not_negative(revision, "revision")
         classifying.check_not_negative(top_k, "top_k")
         nothing = Timings(decode=0, queue=0, backbone=0, head=0, total=0)

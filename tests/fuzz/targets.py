@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fuzz import data, images, requests, stored, vectors
+from fuzz import data, images, requests, sounds, stored, texts, vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ TARGETS: dict[str, Target] = {
     "shards": Target(run=stored.read_shard, seeds=stored.shards, longest=2**15),
     "data": Target(run=data.read, seeds=data.seeds, longest=2**15),
     "examples": Target(run=stored.read_examples, seeds=stored.indexes, longest=2**15),
+    "texts": Target(run=texts.read, seeds=texts.seeds, longest=2**13),
     "vectors": Target(run=vectors.read, seeds=vectors.seeds, longest=2**13),
+    "sounds": Target(run=sounds.decode, seeds=sounds.seeds, longest=2**14),
     "requests": Target(run=requests.call, seeds=requests.messages, longest=2**12),
 }

@@ -317,7 +317,7 @@ def test_classify_prints_a_row_for_each_image(topwork: Command, tmp_path: Path) 
 
 def test_classify_continues_after_a_bad_file(topwork: Command, tmp_path: Path) -> None:
     """Missing, unreadable and non-image files are errors in their rows; the exit status is 1."""
-    note = tmp_path / "note.txt"
+    note = tmp_path / "note.png"
     note.write_text("no photo")
     photo = tmp_path / "photo.png"
     photo.write_bytes(picture("green", 45))

@@ -28,6 +28,7 @@ def test_file_has_a_type_and_a_strict_policy(server: Running, path: str) -> None
         "script-src 'self'",
         "style-src 'self'",
         "img-src 'self' blob: data:",
+        "media-src blob: data:",
         "connect-src 'self'",
         "form-action 'self'",
         "frame-ancestors 'none'",
@@ -36,7 +37,7 @@ def test_file_has_a_type_and_a_strict_policy(server: Running, path: str) -> None
         "trusted-types 'none'",
     ):
         assert directive in policy
-    assert len(policy) == 10
+    assert len(policy) == 11
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
     suffix = Path(path).suffix or ".html"

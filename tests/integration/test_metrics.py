@@ -80,8 +80,8 @@ def test_metrics_count_calls_images_stages_and_swaps(colours: Repository) -> Non
         assert after("grpc_server_handling_seconds_count", **CLASSIFY) == 4
         assert after("topwork_images_total", model="colours", result="ok") == 4
         assert after("topwork_images_total", model="colours", result="error") == 1
-        assert after("topwork_stage_seconds_count", stage="decode") == 5
-        assert after("topwork_stage_seconds_count", stage="backbone") == 4
+        assert after("topwork_stage_seconds_count", stage="decode", kind="image") == 5
+        assert after("topwork_stage_seconds_count", stage="backbone", kind="image") == 4
         assert after("topwork_queue_images") == 0
 
         list(client.classify_stream("colours", [PHOTO] * 40))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import tiny
+from support import kinds, servers, tiny
 from support.pictures import encode, picture
 from support.servers import Running
 
@@ -138,3 +138,45 @@ def test_tritonclient_over_http_agrees_with_classify(
     status, message = answers["error"]
     assert status == "400"
     assert message.startswith("image 0: the image (4 bytes)")
+
+
+def test_tritonclient_classifies_texts_and_embeddings(tmp_path: Path) -> None:
+    """The unmodified client gets the probabilities of Classify by gRPC, HTTP and JSON."""
+    if not PYTHON.exists():
+        pytest.skip("make tritonclient")
+    repository = kinds.repository(tmp_path / "repository")
+    samples = [sample for sample in kinds.KINDS if sample.name in {"text", "embedding"}]
+    contents = [
+        [content for label in sample.labels[:4] for content in sample.contents(label, 2, 100)]
+        for sample in samples
+    ]
+    wanted = [
+        {
+            "model": sample.model,
+            "tensor": sample.tensor[0],
+            "datatype": sample.tensor[1],
+            "values": [
+                content.decode() if sample is kinds.TEXT else np.frombuffer(content, "<f4").tolist()
+                for content in own
+            ],
+        }
+        for sample, own in zip(samples, contents, strict=True)
+    ]
+    with (
+        servers.running(repository.root, worker=False, http_port="127.0.0.1:0") as server,
+        Client(server.address) as client,
+    ):
+        script = ROOT / "tests" / "support" / "tritonclient_kinds.py"
+        arguments = [server.address, server.http, json.dumps(wanted)]
+        done = subprocess.run(
+            [PYTHON, script, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for sample, own, answer in zip(samples, contents, json.loads(done.stdout), strict=True):
+            (given,) = answer["inputs"]
+            assert (given["name"], given["datatype"]) == sample.tensor
+            labels = client.model(sample.model).serving_revision.labels
+            results = client.classify(sample.model, [*map(sample.given, own)], top_k=4).results
+            expected = [[dict(result.predictions)[label] for label in labels] for result in results]
+            for way in ("grpc", "http", "json"):
+                assert np.abs(np.array(answer[way]) - expected).max() < 1e-6, way

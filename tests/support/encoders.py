@@ -14,11 +14,14 @@ from support import tiny
 from support.pictures import encode, picture
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.image import preprocess
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session
+from topwork.serving.encoders.backbone import Backbone
+from topwork.serving.encoders.cpu_backbone import open_cpu_backbone
 from topwork.serving.encoders.encoder import Encoded, Encoder, Item, Result
 from topwork.serving.encoders.gpu import GpuEncoder
-from topwork.serving.encoders.gpu_backbone import GpuBackbone, open_gpu_backbone
+from topwork.serving.encoders.gpu_backbone import open_gpu_backbone
 from topwork.serving.encoders.process_pool import MOST_GROWTH
 from topwork.serving.encoders.processes import ProcessEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
@@ -33,9 +36,12 @@ LARGE = [encode(Image.new("RGB", (4000, 3000), (30 * number, 9, 9))) for number 
 """Images that take a tenth of a second to decode."""
 
 
-def open_backbone(info: BackboneInfo, model: bytes) -> GpuBackbone:
-    """Return a backbone with micro-batches, on the CPU."""
-    return open_gpu_backbone(info, model, open_session(model, output="embedding"), sizes=(1, 2, 4))
+def open_backbone(info: BackboneInfo, model: bytes) -> Backbone:
+    """Return a backbone as on a GPU, but on the CPU: images in batches, others one by one."""
+    session = open_session(model, output="embedding")
+    if isinstance(info.preprocess, PreprocessSpec):
+        return open_gpu_backbone(info, model, session, sizes=(1, 2, 4))
+    return open_cpu_backbone(info, model, session, provider="cpu", cores=CORES)
 
 
 def make_encoder(kind: str, *, most_growth: int = MOST_GROWTH) -> Encoder:

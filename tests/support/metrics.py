@@ -36,6 +36,7 @@ def filled(repository: Repository) -> Telemetry:
     telemetry.watch("topwork_worker_up", "As the server does.", lambda: 1)
     telemetry.calls.labels("service", "Method", "OK").inc()
     telemetry.call_seconds.labels("service", "Method").observe(1)
+    telemetry.stages("image")
     telemetry.rejected.labels("OVERLOADED").inc()
     telemetry.review_images.labels("kept").inc()
     telemetry.agreement.labels("tiny", "0123456789ab", "int8").set(1)

@@ -49,6 +49,7 @@ def test_public_names_import_only_the_client() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = [
         "AsyncClient",
+        "Audio",
         "CallFailed",
         "ClassifyResult",
         "Client",

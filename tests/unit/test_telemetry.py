@@ -7,13 +7,14 @@ import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from support import tiny
+from support import kinds, tiny
 from support.metrics import engine, filled
 from support.pictures import picture, pictures
 
@@ -21,6 +22,7 @@ from topwork.access.access_file import Access
 from topwork.bundle.store import Repository
 from topwork.errors import DeadlinePassed, NotFound, Overloaded
 from topwork.inputs.image import Prepared, prepare
+from topwork.inputs.kinds import stored_input
 from topwork.rpc.interceptor import Interceptor
 from topwork.serving.classifier import Classifier
 from topwork.serving.encoders import decoding
@@ -162,11 +164,32 @@ def test_answered_images_are_counted_and_timed(colours: Repository) -> None:
     assert value(telemetry, "topwork_micro_batch_images_count") == 5
     assert value(telemetry, "topwork_micro_batch_images_sum") == 5
     for stage, count in zip(STAGES, (5, 5, 5, 2), strict=True):
-        assert value(telemetry, "topwork_stage_seconds_count", {"stage": stage}) == count
+        assert (
+            value(telemetry, "topwork_stage_seconds_count", {"stage": stage, "kind": "image"})
+            == count
+        )
     for stage, seconds in spent.items():
-        total = value(telemetry, "topwork_stage_seconds_sum", {"stage": stage})
+        total = value(telemetry, "topwork_stage_seconds_sum", {"stage": stage, "kind": "image"})
         assert total == pytest.approx(seconds)
     assert "topwork_rejected_images_total{" not in text(telemetry)
+
+
+def test_stages_are_counted_by_kind(tmp_path: Path) -> None:
+    """A text has all stages; an embedding of the client takes no time in two of them."""
+
+    async def call(classifier: Classifier, _: Telemetry) -> None:
+        for sample in kinds.KINDS:
+            content = sample.contents(sample.labels[0], 1, 0)[0]
+            await classifier.classify(sample.model, [stored_input(content, sample.spec)])
+
+    telemetry = observed(kinds.repository(tmp_path), call)
+    for sample in kinds.KINDS:
+        for stage in STAGES:
+            labels = {"stage": stage, "kind": sample.name}
+            assert value(telemetry, "topwork_stage_seconds_count", labels) == 1
+            spent = value(telemetry, "topwork_stage_seconds_sum", labels)
+            idle = sample.name == "embedding" and stage in {"decode", "backbone"}
+            assert (spent == 0) is idle, labels
 
 
 def test_unreadable_image_counts_as_error(colours: Repository) -> None:
@@ -180,7 +203,10 @@ def test_unreadable_image_counts_as_error(colours: Repository) -> None:
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "ok"}) == 2
     assert value(telemetry, "topwork_images_total", {**MODEL, "result": "error"}) == 2
     for stage, count in zip(STAGES, (4, 4, 2, 1), strict=True):
-        assert value(telemetry, "topwork_stage_seconds_count", {"stage": stage}) == count
+        assert (
+            value(telemetry, "topwork_stage_seconds_count", {"stage": stage, "kind": "image"})
+            == count
+        )
 
 
 def test_refused_images_are_counted_by_reason(

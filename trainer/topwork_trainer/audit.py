@@ -1,4 +1,4 @@
-"""Audit of training photos: findings about files, labels and duplicates, without a fit."""
+"""Audit of training photos or texts: findings about files, labels and duplicates, without a fit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
+from topwork.inputs.kinds import kind_of
 from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
-from topwork_trainer.audit_files import audit_files, too_few_images, usable_images
+from topwork_trainer.audit_findings import too_few_images, usable_images
+from topwork_trainer.audit_inputs import audit_inputs
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.backbones.prepare import check_kind, prepare_backbone
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import scan
 from topwork_trainer.fit.attempts import Attempts, OnStageProgress
+from topwork_trainer.fit.data import check_backbone
+from topwork_trainer.kinds import noun_of
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """All severities, the worst first."""
@@ -37,6 +41,8 @@ class AuditConfig:
     data: Path
     repository: Path | None = None
     """Repository that stores the exported backbone; None: a temporary one."""
+    kind: str = ""
+    """Kind of the data, such as ``text``; empty: found by the files."""
     classes: Sequence[str] | None = None
     backbone: str = backbones.DEFAULT
     seed: int = 0
@@ -66,7 +72,7 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
     try:
         # A class with too few photos must not hide the findings about the others.
         lenient = replace(DEFAULT_LIMITS, min_images_per_label=0)
-        photos = scan(config.data, classes=config.classes, limits=lenient)
+        photos = scan(config.data, classes=config.classes, kind=config.kind, limits=lenient)
     except (InvalidInput, OSError) as error:
         unusable = Finding(
             kind="unusable_folder", severity="error", message=str(error), images=(), labels=()
@@ -77,7 +83,9 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
         repository = Repository(root)
         on_progress("backbone", 0, 0)
         exports = Exports(config.cache) if config.cache else None
+        check_backbone(config.backbone, photos.kind, repository)
         info = prepare_backbone(repository, choice, exports)
+        check_kind(info, photos.kind)
         attempts = Attempts(
             repository=repository,
             sources=photos.train,
@@ -90,7 +98,8 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
         exemplars, skipped = attempts.embed(attempts.open(info), stage="embed")
     on_progress("audit", 0, 0)
     empty = dict.fromkeys(set(photos.labels) - {photo.label for photo in photos.train}, 0)
-    findings = [*too_few_images(empty), *audit_files(photos, skipped, info.image_spec)]
+    noun = noun_of(kind_of(info.preprocess).name)
+    findings = [*too_few_images(empty, noun), *audit_inputs(photos, skipped, info.preprocess)]
     if exemplars is not None:
         judged = _judge(exemplars, config.seed, attempts.cores)
         findings += audit_exemplars(exemplars, judged, seed=config.seed)

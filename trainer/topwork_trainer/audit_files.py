@@ -1,23 +1,27 @@
-"""Audit of image files: unreadable files and duplicates, and oddities in the files' headers."""
+"""Audit of image files: oddities in the files' headers."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from topwork.bundle.findings import Finding, Severity, skipped_image
+from topwork.bundle.findings import Finding, Severity
 from topwork.errors import ImageError
 from topwork.inputs.data.photos import Photo
-from topwork.inputs.folders import LOSSES, LeftOut
-from topwork.inputs.image_source import ImageSource
 from topwork.inputs.images.heif import open_heif
 from topwork.inputs.images.signatures import recognise
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.limits import DEFAULT_LIMITS
 from topwork.training.embed import Skipped
+from topwork_trainer.audit_findings import (
+    finding,
+    left_out_findings,
+    skipped_findings,
+    too_few_images,
+    usable_images,
+)
 from topwork_trainer.data import Photos
 
 WARN_ENLARGED = 2.0
@@ -52,36 +56,15 @@ def audit_files(photos: Photos, skipped: Sequence[Skipped], spec: PreprocessSpec
             headers += _read_header(photo, spec)
         except (OSError, ImageError) as error:
             message = f"{photo.name} was used but can no longer be read: {error}"
-            gone.append(_finding("unreadable", "error", message, [photo]))
+            gone.append(finding("unreadable", "error", message, [photo]))
     return [
         *gone,
-        *_skipped(skipped),
+        *skipped_findings(skipped, "pixel by pixel"),
         *too_few_images(usable_images(photos.train, skipped)),
         *_enlarged(headers, spec),
         *_oddities(headers, spec),
-        *_left_out_of_folders(photos.left_out),
+        *left_out_findings(photos.left_out),
     ]
-
-
-def usable_images(sources: Sequence[ImageSource], skipped: Sequence[Skipped]) -> dict[str, int]:
-    """Return the number of images of each label that were not skipped."""
-    counts = Counter(source.label for source in sources)
-    counts.subtract(image.label for image in skipped)
-    return dict(counts)
-
-
-def too_few_images(counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield a finding for each label with fewer usable images than a fit needs."""
-    least = DEFAULT_LIMITS.min_images_per_label
-    for label, count in sorted(counts.items()):
-        if count < least:
-            yield Finding(
-                kind="too_few_images",
-                severity="error",
-                message=f"label {label!r} has {count} usable images; at least {least} are needed",
-                images=(),
-                labels=(label,),
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,31 +119,6 @@ def _is_turned(image: Image.Image) -> bool:
         return False  # an image with damaged metadata is still usable
 
 
-def _skipped(skipped: Sequence[Skipped]) -> Iterator[Finding]:
-    large = [image for image in skipped if image.reason == "IMAGE_TOO_LARGE"]
-    unreadable = [
-        image for image in skipped if image.reason not in {"IMAGE_TOO_LARGE", "DUPLICATE"}
-    ]
-    for image in (*unreadable, *large):
-        yield skipped_image(image.name, image.label, reason=image.reason, message=image.message)
-    duplicates = [image for image in skipped if image.reason == "DUPLICATE"]
-    for label in sorted({image.label for image in duplicates}):
-        same_label = [image for image in duplicates if image.label == label]
-        message = f"{len(same_label)} of the files labelled {label!r} repeat others pixel by pixel"
-        yield _finding("exact_duplicate", "note", f"{message} and were left out", same_label)
-
-
-def _left_out_of_folders(left_out: Sequence[LeftOut]) -> Iterator[Finding]:
-    for group in left_out:
-        yield Finding(
-            kind=group.reason,
-            severity="warning" if group.reason in LOSSES else "note",
-            message=f"{group} {'was' if len(group.names) == 1 else 'were'} left out",
-            images=group.names,
-            labels=(),
-        )
-
-
 def _enlarged(headers: Sequence[_Header], spec: PreprocessSpec) -> Iterator[Finding]:
     kinds: tuple[tuple[str, Severity, float, float], ...] = (
         ("tiny", "warning", WARN_ENLARGED, float("inf")),
@@ -175,7 +133,7 @@ def _enlarged(headers: Sequence[_Header], spec: PreprocessSpec) -> Iterator[Find
                 f"pixels to which it is scaled; that of {worst.source.name} has only "
                 f"{worst.short} and is enlarged {spec.resize / worst.short:.1f} times"
             )
-            yield _finding(kind, severity, message, [header.source for header in small])
+            yield finding(kind, severity, message, [header.source for header in small])
 
 
 def _oddities(headers: Sequence[_Header], spec: PreprocessSpec) -> Iterator[Finding]:
@@ -204,16 +162,4 @@ def _oddities(headers: Sequence[_Header], spec: PreprocessSpec) -> Iterator[Find
     ):
         if odd:
             message = f"{len(odd)} of {len(headers)} images have {description}"
-            yield _finding(kind, "note", message, [header.source for header in odd])
-
-
-def _finding(
-    kind: str, severity: Severity, message: str, images: Sequence[ImageSource | Skipped]
-) -> Finding:
-    return Finding(
-        kind=kind,
-        severity=severity,
-        message=message,
-        images=tuple(image.name for image in images),
-        labels=tuple(sorted({image.label for image in images})),
-    )
+            yield finding(kind, "note", message, [header.source for header in odd])

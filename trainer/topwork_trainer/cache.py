@@ -8,7 +8,8 @@ import logging
 import sqlite3
 import threading
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,9 +19,13 @@ import PIL
 
 from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.audio import AudioSpec
+from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import TextSpec
 from topwork.inputs.thumbnail import SIDE
 from topwork.runtime.backend import software_versions
 from topwork.training.embed import Cache, EmbeddedRow
+from topwork_trainer.backbones.stamp import spec_facts
 
 FILE = "embeddings.sqlite"
 LIMIT_BYTES = 4 * 2**30
@@ -77,9 +82,9 @@ class EmbeddingCache:
         """
         depends = {
             "digest": backbone.digest,
-            "preprocess": asdict(backbone.image_spec),
+            "preprocess": spec_facts(backbone.preprocess),
             "decoding": DECODING,
-            "versions": {**software_versions(), "pillow": PIL.__version__},
+            "versions": {**software_versions(), **_decoder(backbone.preprocess)},
         }
         if preview_pixels != SIDE:  # rows of SIDE are those of earlier releases, too
             depends["preview_pixels"] = preview_pixels
@@ -220,6 +225,15 @@ def _trim(connection: sqlite3.Connection, limit_bytes: int) -> None:
 def _number(connection: sqlite3.Connection, query: str) -> int:
     with closing(connection.execute(query)) as cursor:
         return int(cursor.fetchone()[0])
+
+
+def _decoder(spec: InputSpec) -> dict[str, str]:
+    """Return names and versions of the libraries that prepare inputs."""
+    if isinstance(spec, TextSpec):
+        return {"tokenizers": metadata.version("tokenizers")}
+    if isinstance(spec, AudioSpec):
+        return {name: metadata.version(name) for name in ("soundfile", "soxr")}
+    return {"pillow": PIL.__version__}
 
 
 class _WrongFormatError(sqlite3.DatabaseError):

@@ -26,9 +26,9 @@ class Finding:
 def skipped_image(name: str, label: str, *, reason: str, message: str) -> Finding:
     """Return the finding for an image that training skips; ``reason`` as in ``embed.Skipped``."""
     duplicate = reason == "DUPLICATE"
-    kinds = {"DUPLICATE": "exact_duplicate", "IMAGE_TOO_LARGE": "too_large"}
+    large = "too_large" if reason.endswith("_TOO_LARGE") else "unreadable"
     return Finding(
-        kind=kinds.get(reason, "unreadable"),
+        kind="exact_duplicate" if duplicate else large,
         severity="note" if duplicate else "error",
         message=f"{name} was left out: {message}",
         images=(name,),

@@ -18,9 +18,8 @@ from topwork.changes.kinds import named_labels
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.errors import Corrupt, DeadlinePassed, ImageError, InvalidInput, Unavailable
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked, to_content
-from topwork.inputs.kinds import check_kind, kind_given
-from topwork.inputs.spec import InputSpec
-from topwork.inputs.text import SentText
+from topwork.inputs.kinds import check_kind, kind_given, kind_of
+from topwork.inputs.spec import InputSpec, SentContent
 from topwork.limits import ServerLimits
 
 SILENCE_SECONDS = 60.0
@@ -200,7 +199,8 @@ class Uploads:
     async def _store_one(
         self, image: UploadedImage, name: str, spec: InputSpec
     ) -> Upload | SkippedUpload:
-        size, most = image.size, self._limits.max_image_bytes
+        kind = kind_of(spec)
+        size, most = image.size, kind.most_bytes(self._limits)
         content = image.content
         if isinstance(content, SentEmbedding):
             assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
@@ -210,13 +210,12 @@ class Uploads:
                 return SkippedUpload(
                     name=name, label=image.label, reason=error.reason, message=str(error)
                 )
-        elif isinstance(content, SentText):
+        elif isinstance(content, SentContent):
             content = content.data
         if size > most:
-            text = f"the image is {size} bytes; the limit is {most}"
-            return SkippedUpload(
-                name=name, label=image.label, reason="IMAGE_TOO_LARGE", message=text
-            )
+            text = f"the {kind.name} is {size} bytes; the limit is {most}"
+            reason = f"{kind.name.upper()}_TOO_LARGE"
+            return SkippedUpload(name=name, label=image.label, reason=reason, message=text)
         try:
             digest = await asyncio.to_thread(self._repository.put_image, content)
         except OSError as error:  # such as a full disk

@@ -1,4 +1,4 @@
-"""``topwork add-class``, ``add-classes`` and ``add-examples``: changes that upload photos."""
+"""``topwork add-class``, ``add-classes`` and ``add-examples``: changes that upload inputs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ from google.longrunning import operations_pb2
 
 from topwork import Client
 from topwork.cli.follow import follow, print_result, progress_bar
-from topwork.cli.image_rows import Item, to_embedding
+from topwork.cli.input_files import Item, list_inputs
+from topwork.cli.labelled_data import Source, read_data
 from topwork.cli.options import (
     ServerOptions,
     change_options,
     connected,
     json_output,
     model_option,
-    photo_files,
-    read_photo,
     server_option,
 )
 from topwork.client.inputs import Content
 from topwork.errors import ImageError, InvalidInput
-from topwork.inputs.data.layouts import read
 from topwork.inputs.data.photos import Photo
-from topwork.inputs.data.vectors import (
-    Vector,
-    is_vectors,
-    only_vectors,
-    read_labelled,
-    read_vectors,
-)
 from topwork.inputs.folders import Reason, by_reason
 from topwork.printable import file_name, printable
 from topwork.terminal import LocalPath
@@ -43,7 +34,7 @@ photos_argument = click.argument(
     "photos", nargs=-1, required=True, type=LocalPath(exists=True, path_type=Path)
 )
 NamedImages = Iterable[tuple[str, Content]]
-Files = Iterable[Item]
+Files = Sequence[Item]
 Reader = Callable[[Files], NamedImages]
 """Reads files, and leaves the unreadable ones out."""
 
@@ -66,10 +57,10 @@ def add_class(
 ) -> None:
     """Add a class to a live model from PHOTOS (files or folders).
 
-    For a model of embeddings PHOTOS are files of NumPy, .npy or .npz, with float32 (N, D).
-    Unreadable photos are listed and left out. --json prints one object at the end: operation,
-    revision, labels, metrics, comparison, left_out and more. Exit status 1 if the class was not
-    added.
+    For a model of texts PHOTOS are files .txt, one text each, in UTF-8; for a model of embeddings
+    files of NumPy, .npy or .npz, with float32 (N, D). Unreadable photos are listed and left out.
+    --json prints one object at the end: operation, revision, labels, metrics, comparison, left_out
+    and more. Exit status 1 if the class was not added.
     """
 
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
@@ -96,7 +87,8 @@ def add_examples(
 ) -> None:
     """Add PHOTOS (files or folders) to a class of a live model.
 
-    Photos that the class already has are listed and change nothing. Otherwise like add-class.
+    They are photos, texts or embeddings, as for add-class. Photos that the class already has are
+    listed and change nothing. Otherwise like add-class.
     """
 
     def call(client: Client, images: NamedImages) -> operations_pb2.Operation:
@@ -121,33 +113,28 @@ def add_classes(
 ) -> None:
     """Add all classes of DATA to a live model, in one change.
 
-    DATA is as for `topwork-train fit`, such as a folder with one folder of photos per class, or one
-    .npz with embeddings; of data with splits the split train is used. Classes that the model has
-    already get the photos that are new. All classes are served together, or none if the gate
-    rejects one. Otherwise like add-class.
+    DATA is as for `topwork-train fit`, such as a folder with one folder of photos or of texts .txt
+    per class, or one .npz with embeddings; of data with splits the split train is used. Classes
+    that the model has already get the photos that are new. All classes are served together, or none
+    if the gate rejects one. Otherwise like add-class.
     """
-    left_out: list[tuple[Reason, str]] = []
-    if is_vectors(data):
-        files = {label: _vector_files(own) for label, own in read_labelled(data).items()}
-    else:
-        found = read(data, None)
-        files = {
-            label: [
-                (photo.name, partial(_read_photo, photo)) for photo in found.train.photos[label]
-            ]
-            for label in sorted(found.train.classes())
-        }
-        left_out += found.omitted
-        if not any(files.values()):
-            raise InvalidInput(f"{file_name(data)} has no labelled photo to add", field="data")
-        for line in (*found.notes, *(group.line() for group in by_reason(left_out))):
-            click.echo(printable(line), err=True)
+    labelled = read_data(data)
+    source, found = labelled.source, labelled.found
+    files: dict[str, Files] = {
+        label: [(photo.name, partial(_read, source, photo)) for photo in found.train.photos[label]]
+        for label in sorted(found.train.classes())
+    }
+    if not any(files.values()):
+        text = f"{file_name(data)} has no labelled {source.kind.noun} to add"
+        raise InvalidInput(text, field="data")
+    for line in (*found.notes, *(group.line() for group in by_reason(found.omitted))):
+        click.echo(printable(line), err=True)
 
     def call(client: Client, read: Reader) -> operations_pb2.Operation:
         classes = {label: read(own) for label, own in files.items()}
         return client.add_classes(model, classes, request_id=request_id, options=options)
 
-    _upload(server, sum(map(len, files.values())), call, left_out, as_json=as_json)
+    _upload(server, sum(map(len, files.values())), call, found.omitted, as_json=as_json)
 
 
 def _upload_files(
@@ -157,18 +144,12 @@ def _upload_files(
     *,
     as_json: bool,
 ) -> None:
-    left_out: list[tuple[Reason, str]] = []
-    if only_vectors(photos, field="photos"):
-        files = _vector_files(vector for path in photos for vector in read_vectors(path))
-    else:
-        listing = photo_files(photos, field="photos", one_class=True)
-        files = [(file_name(path), partial(read_photo, path)) for path in listing.files]
-        left_out += [(omitted.reason, file_name(omitted.path)) for omitted in listing.omitted]
+    inputs = list_inputs(photos, field="photos", one_class=True)
     _upload(
         server,
-        len(files),
-        lambda client, read: call(client, read(files)),
-        left_out,
+        len(inputs.items),
+        lambda client, read: call(client, read(inputs.items)),
+        [(omitted.reason, file_name(omitted.path)) for omitted in inputs.omitted],
         as_json=as_json,
     )
 
@@ -203,13 +184,9 @@ def _upload(
     print_result(finished, seconds, by_reason(omitted), as_json=as_json)
 
 
-def _vector_files(vectors: Iterable[Vector]) -> list[Item]:
-    return [(vector.name, partial(to_embedding, vector)) for vector in vectors]
-
-
-def _read_photo(photo: Photo) -> bytes:
-    """Return the bytes of a photo. Raises ImageError if it cannot be read."""
+def _read(source: Source, photo: Photo) -> Content:
+    """Return an input as it is sent. Raises ImageError if it cannot be read."""
     try:
-        return photo.read()
+        return source.content(photo)
     except OSError as error:
         raise ImageError(f"{photo.name} cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""``topwork classify``: stream photos to a server and print a line for each."""
+"""``topwork classify``: stream inputs to a server and print a line for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from topwork.cli.image_rows import classify_inputs, image_arguments, list_inputs
+from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import ServerOptions, connected, model_option, server_option
 
 
@@ -22,14 +22,17 @@ def classify(
     top_k: int,
     as_json: bool,
     images: tuple[Path, ...],
+    texts: tuple[str, ...],
 ) -> None:
-    """Classify IMAGES (files or folders; for a model of embeddings files .npy or .npz).
+    """Classify IMAGES (photos, texts .txt, embeddings .npy or .npz, or folders).
 
-    --json prints one object per image: image, revision, predictions, unknown_probability,
-    is_unknown, error. If files of a folder were left out, a last object has the key left_out with
-    reason, count and names. Exit status 1 if an image could not be classified.
+    All must be of the kind that the model takes; --text gives a text itself. A file .txt is one
+    text, in UTF-8; a folder whose only files are such has texts, any other has photos. --json
+    prints one object per image: image, revision, predictions, unknown_probability, is_unknown,
+    error. If files of a folder were left out, a last object has the key left_out with reason, count
+    and names. Exit status 1 if an image could not be classified.
     """
-    inputs = list_inputs(images)
+    inputs = given_inputs(images, texts)
     with connected(server) as client:
         stream = partial(client.classify_stream, model, revision=revision, top_k=top_k)
         classify_inputs(inputs, stream, as_json=as_json)

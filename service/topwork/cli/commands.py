@@ -11,7 +11,7 @@ SECTIONS = {
     "Query a server": {
         "classify": Lazy(
             "topwork.cli.classify:classify",
-            "Classify IMAGES (files or folders; for a model of embeddings files .npy or .npz).",
+            "Classify IMAGES (photos, texts .txt, embeddings .npy or .npz, or folders).",
             "topwork classify --model flowers photo.jpg more-photos/",
         ),
         "evaluate": Lazy(
@@ -140,7 +140,7 @@ SECTIONS = {
     "Use a repository without a server": {
         "predict": Lazy(
             "topwork.cli.predict:predict",
-            "Classify IMAGES (files or folders) with MODEL of a repository, without a server.",
+            "Classify IMAGES with MODEL of a repository, without a server.",
             "topwork predict flowers --repository repository photo.jpg",
         ),
         "export": Lazy(

@@ -1,4 +1,4 @@
-"""``topwork evaluate``: evaluate a model on labelled photos, with a server or a repository."""
+"""``topwork evaluate``: evaluate a model on labelled inputs, with a server or a repository."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,13 +18,13 @@ from topwork.bundle.store import Repository
 from topwork.cli import evaluate_set, evaluation_sources, show_evaluation, show_result
 from topwork.cli.evaluation_sources import Answered, OnImage
 from topwork.cli.image_rows import photo_bar
+from topwork.cli.input_files import PHOTOS, list_files, read_bytes
+from topwork.cli.labelled_data import Source, read_test_data
 from topwork.cli.options import (
     ServerOptions,
     check_page,
     connected,
     json_output,
-    photo_files,
-    read_photo,
     require_signed_option,
     server_option,
     trusted_keys_option,
@@ -31,7 +32,7 @@ from topwork.cli.options import (
 )
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
-from topwork.inputs.data.test_set import TestSet, read_test_set
+from topwork.inputs.data.test_set import TestSet
 from topwork.inputs.folders import LeftOut, by_reason
 from topwork.learning import evaluation
 from topwork.learning.evaluation import SUBGROUP_VALUES, Answers
@@ -103,22 +104,26 @@ def evaluate(
 ) -> None:
     """Evaluate MODEL on the labelled photos of DATA, with a server or a repository.
 
-    DATA is as for `topwork-train fit`; of data with splits the test split is used. Photos of
+    DATA is as for `topwork-train fit`, and for a model of texts a folder with one folder of files
+    .txt per class, for a model of embeddings files of NumPy with labels; of data with splits the
+    test split is used. Photos of
     classes that the model lacks count as unknown images. With --repository, photos that the model
     was trained on are left out; a server cannot know them, so pass held-out photos. With --name it
     does: the photos are uploaded, and stored as an evaluation set.
     """
     evaluate_set.check_options(name, max_drop, data=data is not None, html=html is not None)
     check_page(html, field="html")
-    test_set = read_test_set(data) if data is not None else None
+    source, test_set = (None, None) if data is None else read_test_data(data)
     left_out = by_reason(test_set.omitted) if test_set is not None else []
     photos: tuple[Photo, ...] = ()
     if test_set is not None:
         photos = test_set.photos_of(test_set.labels())
     if data is not None and not photos:
         more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
-        raise InvalidInput(f"{file_name(data)} has no labelled photo{more}", field="data")
-    photos += _strangers(strangers)
+        noun = source.kind.noun if source is not None else PHOTOS.noun
+        raise InvalidInput(f"{file_name(data)} has no labelled {noun}{more}", field="data")
+    source, unknown = _strangers(strangers, source)
+    photos += unknown
     signing = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
     if name:
         for group in left_out:
@@ -128,7 +133,7 @@ def evaluate(
         )
         if repository is None:
             with connected(server) as client:
-                evaluate_set.on_server(client, photos, parameters, as_json=as_json)
+                evaluate_set.on_server(client, photos, source, parameters, as_json=as_json)
         else:
             opened = Repository(repository, signing.read(publishes=False))
             with _progress(len(photos)) as on_image:
@@ -139,12 +144,14 @@ def evaluate(
     question = [revision, *([] if compare is None else [compare])]
     if repository is None:
         with connected(server) as client, _progress(len(photos) * len(question)) as on_image:
-            answered = evaluation_sources.from_server(client, model, question, photos, on_image)
+            answered = evaluation_sources.from_server(
+                client, model, question, photos, source, on_image
+            )
     else:
         opened = Repository(repository, signing.read(publishes=False))
         with _progress(len(photos) * len(question)) as on_image:
             answered = evaluation_sources.from_repository(opened, model, question, photos, on_image)
-    evaluated = _evaluate(model, answered, test_set, left_out)
+    evaluated = _evaluate(model, answered, test_set, left_out, source)
     if html is not None:
         write_page(html, render_evaluation(evaluated), field="html")
     if as_json:
@@ -155,23 +162,37 @@ def evaluate(
     show_evaluation.show(tables.console(), evaluated)
 
 
-def _strangers(folder: Path | None) -> tuple[Photo, ...]:
-    """Return the photos below a folder, without labels."""
+def _strangers(folder: Path | None, source: Source | None) -> tuple[Source, tuple[Photo, ...]]:
+    """Return the inputs below a folder, without labels, and the source of all inputs.
+
+    Raises InvalidInput if they are of another kind than ``source``.
+    """
     if folder is None:
-        return ()
-    return tuple(
+        return source or Source(kind=PHOTOS), ()
+    files = list_files([folder], field="strangers")
+    if source is not None and source.kind is not files.kind:
+        raise InvalidInput(
+            f"{file_name(folder)} has {files.kind.noun}s and DATA has {source.kind.noun}s: a model "
+            "takes inputs of one kind",
+            field="strangers",
+        )
+    return source or Source(kind=files.kind), tuple(
         Photo(
             name=file_name(path.relative_to(folder.parent)),
             label="",
-            read=lambda path=path: read_photo(path),  # type: ignore[misc]  # mypy cannot infer a lambda's default
+            read=partial(read_bytes, path, files.kind),
             path=path,
         )
-        for path in photo_files([folder], field="strangers").files
+        for path in files.paths
     )
 
 
 def _evaluate(
-    model: str, answered: Answered, test_set: TestSet, left_out: Sequence[LeftOut]
+    model: str,
+    answered: Answered,
+    test_set: TestSet,
+    left_out: Sequence[LeftOut],
+    source: Source,
 ) -> Evaluated:
     photos, (answers, *others) = answered.photos, answered.answers
     result = evaluation.evaluate_answers(photos, answers)
@@ -179,6 +200,7 @@ def _evaluate(
     return Evaluated(
         model=model,
         photos=photos,
+        kind=source.kind.name,
         answers=answers,
         evaluation=result,
         compared=None if before is None else evaluation.evaluate_answers(photos, before),

@@ -22,6 +22,7 @@ from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.cli.evaluation_sources import Embedded, OnImage
 from topwork.cli.follow import follow, print_evaluation, progress_bar
+from topwork.cli.labelled_data import Source
 from topwork.errors import ImageError, InvalidInput, NotFound
 from topwork.inputs.data.photos import Photo
 from topwork.local import open_backbone
@@ -61,7 +62,7 @@ def check_options(name: str, max_drop: float | None, *, data: bool, html: bool) 
 
 
 def on_server(
-    client: Client, photos: Sequence[Photo], wanted: Parameters, *, as_json: bool
+    client: Client, photos: Sequence[Photo], source: Source, wanted: Parameters, *, as_json: bool
 ) -> None:
     """Evaluate a revision with an operation of a server, and print the result."""
     start = time.perf_counter()
@@ -73,7 +74,7 @@ def on_server(
             for photo in photos:
                 bar.advance(task)
                 try:
-                    content = photo.read()
+                    content = source.content(photo)
                 except (OSError, ImageError) as error:
                     unreadable.append(f"left out {photo.name}: {error}")
                     continue

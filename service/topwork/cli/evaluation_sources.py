@@ -15,6 +15,7 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.manifest import Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.cli.image_rows import Classify, answered, interrupts
+from topwork.cli.labelled_data import Source
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.learning.evaluation import Answers
@@ -105,6 +106,7 @@ def from_server(
     model: str,
     revisions: Sequence[int],
     photos: Sequence[Photo],
+    source: Source,
     on_image: OnImage,
 ) -> Answered:
     """Return the answers of revisions on a server, where 0 is the one that serves at the start.
@@ -118,7 +120,7 @@ def from_server(
         stream = partial(client.classify_stream, model, revision=revision or serving, top_k=ALL)
         found = _Collected(revision or serving)
         collected.append(found)
-        for number, result in _streamed(photos, stream):
+        for number, result in _streamed(photos, source, stream):
             on_image()
             if isinstance(result, str):
                 photo = photos[number]
@@ -212,12 +214,15 @@ def _answers(
 
 def _streamed(
     photos: Sequence[Photo],
+    source: Source,
     stream: Classify,
 ) -> Iterator[tuple[int, ImageResult | str]]:
     """Yield the number of each photo with its result, or the reason why it has none."""
     numbers = range(len(photos))
     with (
-        closing(answered(numbers, lambda number: photos[number].read(), stream)) as answers,
+        closing(
+            answered(numbers, lambda number: source.content(photos[number]), stream)
+        ) as answers,
         interrupts() as check_interrupt,
     ):
         for number, answer in answers:

@@ -17,7 +17,7 @@ from topwork import Client, tables
 from topwork.cli import show
 from topwork.cli.follow import follow_and_print
 from topwork.cli.options import ServerOptions, change_options, connected, json_output, server_option
-from topwork.cli.previews import picture, shows_colours
+from topwork.cli.previews import kind_to_show, shown
 from topwork.command_group import example
 from topwork.errors import InvalidInput, NotFound
 from topwork.terminal import Console
@@ -34,7 +34,7 @@ digests_argument = click.argument("digests", nargs=-1, required=True, metavar="D
 previews_option = click.option(
     "--previews",
     is_flag=True,
-    help="Show thumbnails, if the terminal has colours; with --json as base64.",
+    help="Show texts, or thumbnails if the terminal has colours; with --json as base64.",
 )
 
 
@@ -62,19 +62,19 @@ def list_examples(
 ) -> None:
     """List the training images of MODEL, those with the most doubtful label first."""
     console = tables.console()
-    pictures = previews and (as_json or shows_colours(console))
     with connected(server) as client:
-        found = [*islice(client.list_examples(model, query, previews=pictures), limit)]
+        kind = kind_to_show(client, model, console) if previews and not as_json else ""
+        rows = client.list_examples(model, query, previews=previews and (as_json or bool(kind)))
+        found = [*islice(rows, limit)]
     if as_json:
         for row in found:
             print(json.dumps(_json(row, previews=previews)))
-    elif pictures:
+    elif kind:
         for row in found:
-            _print_with_picture(console, row)
+            _print_with_preview(console, row, kind)
     else:
         headers = ("digest", "label", "probability", "looks like", "", "suspect", "name", "added")
-        rows = [_cells(row) for row in found]
-        console.print(tables.table(headers, rows, copied=["digest"]))
+        console.print(tables.table(headers, [_cells(row) for row in found], copied=["digest"]))
     if len(found) == limit and not as_json:
         Console(stderr=True).print(f"the first {limit}; --limit prints more", highlight=False)
 
@@ -90,15 +90,16 @@ def show_example(
     server: ServerOptions, label: str, previews: bool, as_json: bool, model: str, digest: str
 ) -> None:
     """Show all about the training image DIGEST of MODEL."""
+    console = tables.console()
     with connected(server) as client:
         (whole,) = whole_digests(client, model, [digest])
         found = client.get_example(model, whole, label=label)
+        kind = kind_to_show(client, model, console) if previews and not as_json else ""
     if as_json:
         print(json.dumps(_json(found, previews=previews)))
         return
-    console = tables.console()
-    if previews and shows_colours(console):
-        console.print(picture(found.preview))
+    if kind:
+        console.print(shown(kind, found.preview))
     rows = [(name, "" if value is None else str(value)) for name, value in _json(found).items()]
     console.print(tables.table(("", ""), rows))
 
@@ -207,7 +208,7 @@ def _cells(row: example_pb.Example) -> tuple[str, ...]:
     )
 
 
-def _print_with_picture(console: Console, row: example_pb.Example) -> None:
+def _print_with_preview(console: Console, row: example_pb.Example, kind: str) -> None:
     digest, label, probability, other, other_probability, suspect, name, added = _cells(row)
     lines = (
         f"{digest} {name}",
@@ -215,7 +216,7 @@ def _print_with_picture(console: Console, row: example_pb.Example) -> None:
         f"looks like {other} {other_probability}",
         f"added {added} {row.operation}".rstrip(),
     )
-    console.print(picture(row.preview))
+    console.print(shown(kind, row.preview))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(Text())

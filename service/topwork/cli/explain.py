@@ -1,4 +1,4 @@
-"""``topwork explain``: explain the classification of one image, on a server or in this process."""
+"""``topwork explain``: explain the classification of one input, on a server or in this process."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import click
 import numpy as np
 
 import topwork
-from topwork import ExplainResult, tables
+from topwork import Audio, Embedding, ExplainResult, Text, tables
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.image_rows import to_embedding
+from topwork.cli.input_files import list_inputs
 from topwork.cli.options import (
     ServerOptions,
     check_page,
     connected,
     json_output,
-    read_photo,
     require_signed_option,
     server_option,
     trusted_keys_option,
@@ -26,15 +25,15 @@ from topwork.cli.options import (
 )
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
-from topwork.inputs.data.vectors import only_vectors, read_vectors
-from topwork.inputs.image import upright
 from topwork.printable import file_name, printable
 from topwork.report.explanation import (
-    SIDE,
-    ExplainedImage,
+    ExplainedInput,
     HeatMap,
     near_example,
     render_explanation,
+    shown_audio,
+    shown_image,
+    shown_text,
 )
 from topwork.terminal import LocalPath
 
@@ -68,7 +67,10 @@ _STRENGTH = " .:-=+*#@"
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page.")
 @json_output
 @click.argument("model")
-@click.argument("image", type=LocalPath(exists=True, dir_okay=False, path_type=Path))
+@click.option("--text", show_default=False, help="A text to explain, in place of IMAGE.")
+@click.argument(
+    "image", required=False, type=LocalPath(exists=True, dir_okay=False, path_type=Path)
+)
 def explain(
     server: ServerOptions,
     repository: Path | None,
@@ -80,15 +82,18 @@ def explain(
     out: Path | None,
     as_json: bool,
     model: str,
-    image: Path,
+    text: str | None,
+    image: Path | None,
 ) -> None:
     """Explain how MODEL classifies IMAGE: heat map and nearest training images.
 
-    --out writes a page with a heat map over the image. --json prints an object with model,
-    revision, image, label, predictions, map, map_unavailable and neighbours.
+    IMAGE is a photo, a text .txt, audio (.wav, .flac, .ogg, .mp3), or a .npy with one embedding;
+    --text gives a text itself. Only photos have a heat map. --out writes a page, with the map over
+    the photo. --json prints an object with model, revision, image, label, predictions, map,
+    map_unavailable and neighbours.
     """
     check_page(out, field="out")
-    content = _read(image, page=out is not None)
+    name, content = _read(image, text, page=out is not None)
     if repository is None:
         with connected(server) as client:
             result = client.explain(
@@ -100,34 +105,47 @@ def explain(
         opened = topwork.open(repository, model, revision=revision, threads=1, signing=signing)
         count = {} if neighbours is None else {"neighbours": neighbours}
         result = opened.explain(content, label=label, **count)
-    if out is not None and isinstance(content, bytes):
-        page = render_explanation(_explained(model, file_name(image.name), content, result))
+    if out is not None and not isinstance(content, Embedding):
+        shown = file_name(image.name) if image is not None else ""
+        page = render_explanation(_explained(model, shown, content, result))
         write_page(out, page, field="out")
     if as_json:
-        print(json.dumps(_as_json(model, file_name(image), result)))
+        print(json.dumps(_as_json(model, name, result)))
     else:
-        _show(file_name(image), result)
+        _show(name, result)
 
 
-def _read(path: Path, *, page: bool) -> Content:
-    """Return a photo, or the only embedding in a file of NumPy. Raises ImageError, InvalidInput."""
-    if not only_vectors([path], field="image"):
-        return read_photo(path)
-    vectors = read_vectors(path)
-    if len(vectors) > 1:
-        raise InvalidInput(f"{file_name(path)} has {len(vectors)} embeddings", field="image")
-    if page:
-        raise InvalidInput("--out draws on an image, which an embedding has not", field="out")
-    return to_embedding(vectors[0])
+def _read(path: Path | None, text: str | None, *, page: bool) -> tuple[str, Content]:
+    """Return name and content of the one input. Raises ImageError, InvalidInput, UsageError."""
+    if (path is None) == (text is None):
+        raise click.UsageError("give either IMAGE or --text")
+    paths, texts = ([path] if path is not None else []), ([text] if text is not None else [])
+    inputs = list_inputs(paths, field="image", texts=texts)
+    ((name, read), *others) = inputs.items
+    if others:
+        found = f"{len(inputs.items)} {inputs.kind.noun}s"
+        raise InvalidInput(f"{', '.join(map(file_name, paths))} has {found}", field="image")
+    content = read()
+    if page and isinstance(content, Embedding):
+        raise InvalidInput("--out shows a photo, text or audio, not an embedding", field="out")
+    return name, content
 
 
-def _explained(model: str, name: str, content: bytes, result: ExplainResult) -> ExplainedImage:
+def _explained(
+    model: str, name: str, content: bytes | Text | Audio, result: ExplainResult
+) -> ExplainedInput:
     found, classified = result.map, result.result
-    return ExplainedImage(
+    if isinstance(content, Text):
+        kind, shown = "text", shown_text(content.data)
+    elif isinstance(content, Audio):
+        kind, shown = "audio", shown_audio(content.data)
+    else:
+        kind, shown = "image", shown_image(content)
+    return ExplainedInput(
         model=model,
         revision=result.revision,
         name=name,
-        picture=upright(content, SIDE),
+        shown=shown,
         label=result.label,
         predictions=classified.predictions,
         unknown=classified.unknown_probability if classified.is_unknown else None,
@@ -142,7 +160,7 @@ def _explained(model: str, name: str, content: bytes, result: ExplainResult) -> 
         ),
         map_unavailable=result.map_unavailable,
         neighbours=[
-            near_example(near.label, near.name, near.similarity, near.preview)
+            near_example(kind, near.label, near.name, near.similarity, near.preview)
             for near in result.neighbours
         ],
     )
@@ -177,7 +195,7 @@ def _show(name: str, result: ExplainResult) -> None:
             (printable(near.name or near.digest[:12]), near.label, f"{near.similarity:.3f}")
             for near in result.neighbours
         ]
-        tables.console().print(tables.table(("nearest image", "label", "similarity"), rows))
+        tables.console().print(tables.table(("nearest example", "label", "similarity"), rows))
 
 
 def _as_json(model: str, name: str, result: ExplainResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows of ``topwork classify`` and ``topwork predict``: a line for each photo."""
+"""Rows of ``topwork classify`` and ``topwork predict``: a line for each input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,14 +23,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from topwork import Embedding, ImageResult, StreamResult
-from topwork.cli.options import json_output, photo_files, read_photo
+from topwork import ImageResult, StreamResult
+from topwork.cli.input_files import Inputs, Item, list_inputs
+from topwork.cli.options import json_output
 from topwork.client.inputs import Content
 from topwork.errors import ImageError
 from topwork.in_order import in_order
-from topwork.inputs.data.vectors import Vector, only_vectors, read_vectors
-from topwork.inputs.folders import Omitted, group
-from topwork.printable import file_name, printable
+from topwork.inputs.folders import group
+from topwork.printable import printable
 from topwork.terminal import Console, LocalPath
 
 READERS = 4
@@ -45,18 +43,22 @@ PATIENCE_SECONDS = 1
 T = TypeVar("T")
 Row = dict[str, Any]
 Classify: TypeAlias = Callable[[Iterator[Content]], Generator[StreamResult, None, None]]
-"""Yields the result of each encoded image or embedding, in order."""
-Item: TypeAlias = tuple[str, Callable[[], Content]]
-"""Name of an input, and a function that reads it; it may raise OSError or ImageError."""
+"""Yields the result of each input, in order."""
 
 
 def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments ``images``, ``revision``, ``top_k`` and ``as_json``."""
+    """Give a command the arguments ``images``, ``texts``, ``revision``, ``top_k``, ``as_json``."""
     for decorate in (
-        click.argument("images", nargs=-1, required=True, type=LocalPath(path_type=Path)),
+        click.argument("images", nargs=-1, type=LocalPath(path_type=Path)),
+        click.option(
+            "--text",
+            "texts",
+            multiple=True,
+            help="A text to classify, for a model of texts; may be repeated.",
+        ),
         json_output,
         click.option(
-            "--top-k", default=5, type=click.IntRange(min=1), help="Predictions per image."
+            "--top-k", default=5, type=click.IntRange(min=1), help="Predictions per input."
         ),
         click.option(
             "--revision",
@@ -69,27 +71,11 @@ def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a command classifies, and what it leaves out."""
-
-    items: Sequence[Item]
-    omitted: Sequence[Omitted] = ()
-
-
-def list_inputs(paths: Sequence[Path]) -> Inputs:
-    """Return the photos of ``paths``, or the embeddings in files of NumPy. Raises InvalidInput."""
-    if only_vectors(paths, field="images"):
-        vectors = [vector for path in paths for vector in read_vectors(path)]
-        return Inputs([(vector.name, partial(to_embedding, vector)) for vector in vectors])
-    listing = photo_files(paths, field="images")
-    items = [(file_name(path), partial(read_photo, path)) for path in listing.files]
-    return Inputs(items, listing.omitted)
-
-
-def to_embedding(vector: Vector) -> Embedding:
-    """Return a row of a file as the client sends it."""
-    return Embedding(vector.row.tobytes(), vector.space)
+def given_inputs(images: Sequence[Path], texts: Sequence[str]) -> Inputs:
+    """Return the inputs of ``image_arguments``. Raises UsageError without any, InvalidInput."""
+    if not images and not texts:
+        raise click.UsageError("Missing argument 'IMAGES...', or --text.")
+    return list_inputs(images, field="images", texts=texts)
 
 
 def classify_inputs(inputs: Inputs, classify: Classify, *, as_json: bool) -> None:

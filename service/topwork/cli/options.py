@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,6 @@ from topwork import CallFailed, Client, Credentials
 from topwork.cli.addresses import Address
 from topwork.cli.candidates import suggest_names
 from topwork.errors import InvalidInput
-from topwork.inputs import folders
-from topwork.inputs.folders import Listing
-from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name
 from topwork.v1 import change_pb2 as change_pb
 
@@ -177,11 +174,6 @@ def change_options(command: Callable[..., None]) -> Callable[..., None]:
     return collected
 
 
-def read_photo(path: Path) -> bytes:
-    """Return a file's bytes. Raises ImageError if it is unreadable or too large to send."""
-    return folders.read_photo(path, most_bytes=DEFAULT_LIMITS.max_image_bytes)
-
-
 def check_page(path: Path | None, *, field: str) -> None:
     """Raise InvalidInput unless the folder of a page to write exists."""
     if path is not None and not path.parent.is_dir():
@@ -208,27 +200,3 @@ def connected(server: ServerOptions) -> Iterator[Client]:
             client.wait_until_ready(START_SECONDS)
         with suggest_names(client):
             yield client
-
-
-def photo_files(paths: Sequence[Path], *, field: str, one_class: bool = False) -> Listing:
-    """Return the files among ``paths`` and the photos in its folders; print the files left out.
-
-    Raises InvalidInput about ``field`` if there are no photos, and as ``list_photos``.
-    """
-    listings = [
-        folders.list_photos(path, one_class=one_class)
-        if path.is_dir()
-        else Listing(files=(path,), omitted=())
-        for path in paths
-    ]
-    listing = Listing(
-        files=tuple(path for found in listings for path in found.files),
-        omitted=tuple(omitted for found in listings for omitted in found.omitted),
-    )
-    for left_out in folders.group(listing.omitted):
-        click.echo(left_out.line(), err=True)
-    if not listing.files:
-        raise InvalidInput(
-            f"there is no photo below {', '.join(map(file_name, paths))}", field=field
-        )
-    return listing

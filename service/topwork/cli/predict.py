@@ -1,4 +1,4 @@
-"""``topwork predict``: classify photos in this process, without a server."""
+"""``topwork predict``: classify inputs in this process, without a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import topwork
 from topwork import StreamResult
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.cli.image_rows import classify_inputs, image_arguments, list_inputs
+from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import require_signed_option, trusted_keys_option
 from topwork.client.inputs import Content
 
@@ -35,13 +35,15 @@ def predict(
     top_k: int,
     as_json: bool,
     images: tuple[Path, ...],
+    texts: tuple[str, ...],
 ) -> None:
-    """Classify IMAGES (files or folders) with MODEL of a repository, without a server.
+    """Classify IMAGES with MODEL of a repository, without a server.
 
-    The output is that of `topwork classify`, and the answers are the server's.
+    IMAGES are files or folders of photos, texts or embeddings, as for `topwork classify`. The
+    output is that of `topwork classify`, and the answers are the server's.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    inputs = list_inputs(images)
+    inputs = given_inputs(images, texts)
     opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
 
     def stream(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:

@@ -1,4 +1,4 @@
-"""Thumbnails on a terminal with colours, two pixels per character (half blocks)."""
+"""Previews on a terminal: thumbnails, two pixels per character (half blocks), and texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 from PIL import Image
 from rich.text import Text
 
+from topwork import Client
+from topwork.printable import printable
 from topwork.terminal import Console
 
 COLUMNS = 24
@@ -14,6 +16,19 @@ COLUMNS = 24
 
 MOST_PIXELS = 256 * 256
 """Raising it decodes larger previews; those of Topwork have 64 x 64 pixels."""
+
+
+def kind_to_show(client: Client, model: str, console: Console) -> str:
+    """Return the kind of a model's inputs if the console can show their previews, else nothing."""
+    kind = client.model(model).input_kind
+    return kind if kind == "text" or (kind == "image" and shows_colours(console)) else ""
+
+
+def shown(kind: str, content: bytes) -> Text:
+    """Return the preview of an input of a kind."""
+    if kind == "text" and content:
+        return Text(printable(content.decode(errors="replace")))
+    return picture(content)
 
 
 def shows_colours(console: Console) -> bool:

@@ -18,7 +18,7 @@ from topwork import Client, tables
 from topwork.cli import show
 from topwork.cli.follow import follow_and_print
 from topwork.cli.options import ServerOptions, change_options, connected, json_output, server_option
-from topwork.cli.previews import picture, shows_colours
+from topwork.cli.previews import kind_to_show, shown
 from topwork.command_group import example
 from topwork.errors import InvalidInput, NotFound
 from topwork.terminal import Console
@@ -47,7 +47,7 @@ group_option = click.option(
 previews_option = click.option(
     "--previews",
     is_flag=True,
-    help="Show thumbnails, if the terminal has colours; with --json as base64.",
+    help="Show texts, or thumbnails if the terminal has colours; with --json as base64.",
 )
 
 
@@ -162,14 +162,15 @@ def list_candidates(
 ) -> None:
     """List the candidates of MODEL, those whose label is most useful first."""
     console = tables.console()
-    pictures = previews and (as_json or shows_colours(console))
     with connected(server) as client:
-        found = [*islice(client.list_candidates(model, query, previews=pictures), limit)]
+        kind = kind_to_show(client, model, console) if previews and not as_json else ""
+        rows = client.list_candidates(model, query, previews=previews and (as_json or bool(kind)))
+        found = [*islice(rows, limit)]
     if as_json:
         for row in found:
             print(json.dumps(_json(row, previews=previews)))
-    elif pictures:
-        _print_pictures(console, found)
+    elif kind:
+        _print_previews(console, found, kind)
     else:
         headers = ("digest", "reason", "looks like", "", "unknown", "suggested", "group", "kept")
         console.print(tables.table(headers, [_cells(row) for row in found], copied=["digest"]))
@@ -187,6 +188,7 @@ def groups(server: ServerOptions, previews: bool, as_json: bool, model: str) -> 
     console = tables.console()
     with connected(server) as client:
         found = client.candidate_groups(model)
+        kind = kind_to_show(client, model, console) if previews and not as_json else ""
     if as_json:
         for group in found:
             print(json.dumps(_group_json(group, previews=previews)))
@@ -199,8 +201,8 @@ def groups(server: ServerOptions, previews: bool, as_json: bool, model: str) -> 
             f"nearest label {group.nearest_label}"
         )
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-        if previews and shows_colours(console):
-            _print_pictures(console, group.examples[:3])
+        if kind:
+            _print_previews(console, group.examples[:3], kind)
 
 
 @review.command("show", epilog=example("topwork review show flowers 3f9a12c4d5e6 --save photo.jpg"))
@@ -221,17 +223,18 @@ def show_candidate(
     digest: str,
 ) -> None:
     """Show all about the candidate DIGEST of MODEL."""
+    console = tables.console()
     with connected(server) as client:
         (whole,) = whole_digests(client, model, [digest])
         found = client.get_candidate(model, whole)
+        kind = kind_to_show(client, model, console) if previews and not as_json else ""
     if save is not None:
         save.write_bytes(found.image)
     if as_json:
         print(json.dumps(_json(found, previews=previews)))
         return
-    console = tables.console()
-    if previews and shows_colours(console):
-        console.print(picture(found.preview))
+    if kind:
+        console.print(shown(kind, found.preview))
     rows = [(name, "" if value is None else str(value)) for name, value in _json(found).items()]
     console.print(tables.table(("", ""), rows))
 
@@ -377,9 +380,9 @@ def _cells(row: review_pb.Candidate) -> tuple[str, ...]:
     )
 
 
-def _print_pictures(console: Console, rows: Iterable[review_pb.Candidate]) -> None:
+def _print_previews(console: Console, rows: Iterable[review_pb.Candidate], kind: str) -> None:
     for row in rows:
-        console.print(picture(row.preview))
+        console.print(shown(kind, row.preview))
         text = "  ".join(cell for cell in _cells(row) if cell)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -30,7 +30,6 @@ def model(console: Console, found: model_pb.Model) -> None:
         _draft(console, found)
         return
     revision, limits = found.serving_revision, found.limits
-    spec = revision.backbone.preprocess
     rows = (
         ("model", found.name),
         ("serving revision", f"{revision.revision} of {list(found.revisions)}"),
@@ -38,15 +37,7 @@ def model(console: Console, found: model_pb.Model) -> None:
         ("backbone", f"{revision.backbone.name} ({revision.backbone.digest[:12]})"),
         ("precision", precision(found)),
         ("embedding", f"{revision.backbone.width} numbers"),
-        (
-            "input",
-            f"embeddings of the space {revision.backbone.embedding.space}",
-        )
-        if found.input_kind == "embedding"
-        else (
-            "preprocessing",
-            f"short side to {spec.resize}, central {spec.crop} x {spec.crop}, {spec.interpolation}",
-        ),
+        _input(revision.backbone),
         (
             "head",
             f"{revision.head.kind} on {revision.head.normalisation}, strength "
@@ -65,6 +56,24 @@ def model(console: Console, found: model_pb.Model) -> None:
     facts = tables.table(("", ""), rows)
     facts.show_header = False
     console.print(facts, "", per_label(revision.metrics))
+
+
+def _input(backbone: revision_pb.Backbone) -> tuple[str, str]:
+    """Return a name and a sentence about the inputs that a backbone takes."""
+    spec, audio = backbone.preprocess, backbone.audio
+    if backbone.HasField("embedding"):
+        return "input", f"embeddings of the space {backbone.embedding.space}"
+    if backbone.HasField("text"):
+        return "input", f"texts of up to {backbone.text.max_tokens} tokens"
+    if backbone.HasField("audio"):
+        window = audio.window_samples / audio.rate_hz
+        return "input", (
+            f"audio of up to {audio.max_seconds} s, in windows of {window:g} s at "
+            f"{audio.rate_hz} Hz"
+        )
+    return "preprocessing", (
+        f"short side to {spec.resize}, central {spec.crop} x {spec.crop}, {spec.interpolation}"
+    )
 
 
 def _draft(console: Console, found: model_pb.Model) -> None:
@@ -116,7 +125,7 @@ def per_label(metrics: revision_pb.Metrics) -> Table:
 def model_json(found: model_pb.Model) -> dict[str, Any]:
     """Return a model as JSON data."""
     revision, loaded = found.serving_revision, found.loaded_backbone
-    spec = revision.backbone.preprocess
+    spec, audio = revision.backbone.preprocess, revision.backbone.audio
     return {
         "model": found.name.removeprefix("models/"),
         "input_kind": found.input_kind,
@@ -131,6 +140,11 @@ def model_json(found: model_pb.Model) -> dict[str, Any]:
             **(
                 {"space": revision.backbone.embedding.space}
                 if revision.backbone.HasField("embedding")
+                else {}
+            ),
+            **(
+                {"rate": audio.rate_hz, "max_seconds": audio.max_seconds}
+                if revision.backbone.HasField("audio")
                 else {}
             ),
         },

@@ -30,7 +30,7 @@ from topwork.client.images import (
     named,
     own_fields,
 )
-from topwork.client.inputs import Content, Embedding, Text, is_vector
+from topwork.client.inputs import Audio, Content, Embedding, Text, is_vector
 from topwork.client.results import StreamResult
 from topwork.client.server_status import ServerStatus
 from topwork.client.stream_window import StreamWindow
@@ -174,7 +174,7 @@ async def stream(
 
 async def _content(image: ImageLike) -> Content:
     """Return an image's content; a file, which may be on a network, is read in a thread."""
-    if isinstance(image, bytes | Embedding | Text) or is_vector(image):
+    if isinstance(image, bytes | Embedding | Text | Audio) or is_vector(image):
         return content(image)
     return await asyncio.to_thread(content, image)
 

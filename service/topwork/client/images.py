@@ -10,7 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias, TypeGuard
 
-from topwork.client.inputs import Content, Embedding, Text, from_vector, is_matrix, is_vector
+from topwork.client.inputs import (
+    Audio,
+    Content,
+    Embedding,
+    Text,
+    from_vector,
+    is_matrix,
+    is_vector,
+    of_file,
+)
 from topwork.printable import file_name
 
 _MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "P", "RGB", "RGBA"}
@@ -25,10 +34,13 @@ class Picture(Protocol):
         """See NumPy's array interface."""
 
 
-ImageLike: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO | Picture | Embedding | Text
+ImageLike: TypeAlias = (
+    bytes | str | os.PathLike[str] | BinaryIO | Picture | Embedding | Text | Audio
+)
 """An image: its encoded bytes, the path of its file, that file, opened in binary mode, or decoded.
 
-A decoded image is sent without loss, as PNG. An array (D,) is an embedding, see ``vectors``.
+A decoded image is sent without loss, as PNG. A file is audio by its suffix, such as `.wav`.
+An array (D,) is an embedding, see ``inputs``.
 """
 
 NamedImage: TypeAlias = ImageLike | tuple[str, ImageLike]
@@ -76,12 +88,12 @@ def check_several(images: object) -> None:
 
 
 def content(image: ImageLike) -> Content:
-    """Return an image's bytes, a text or an embedding.
+    """Return an image's bytes, a text, audio or an embedding.
 
     Raises OSError, with the name of the file, TypeError for another type or array, and ImportError
     if Pillow is not installed, which encodes arrays.
     """
-    if isinstance(image, bytes | Embedding | Text):
+    if isinstance(image, bytes | Embedding | Text | Audio):
         return image
     if is_vector(image):
         return from_vector(image)
@@ -89,7 +101,7 @@ def content(image: ImageLike) -> Content:
         return _png(image)
     try:
         if isinstance(image, str | os.PathLike):
-            return Path(image).read_bytes()
+            return of_file(image, Path(image).read_bytes())
         data = image.read()  # type: ignore[union-attr] # no Picture: those are encoded above
     except OSError as error:
         if error.filename is None:
@@ -102,7 +114,7 @@ def content(image: ImageLike) -> Content:
         ) from None
     if not isinstance(data, bytes):
         raise TypeError(f"the file {_name(image)!r} is not open in binary mode")
-    return data
+    return of_file(_name(image), data)
 
 
 def named(image: NamedImage) -> tuple[str, ImageLike]:

@@ -1,4 +1,4 @@
-"""Inputs other than images: texts, and embeddings that the caller has computed, as NumPy arrays.
+"""Inputs other than images: texts, audio, and embeddings that the caller has computed.
 
 Needs no NumPy itself.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
+from topwork.audio_files import is_audio
 from topwork.v1 import input_pb2 as input_pb
 
 FLOAT32 = "<f4"
@@ -74,7 +75,26 @@ class Text:
         return len(self.data)
 
 
-Content: TypeAlias = bytes | Embedding | Text
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A recording, for a model of such inputs: the bytes of a WAV, FLAC, OGG or MP3 file.
+
+    The path of such a file is sent as one, too, by its suffix.
+    """
+
+    data: bytes
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Audio:
+        """Return the recording in a file. Raises OSError."""
+        return cls(Path(path).read_bytes())
+
+    def __len__(self) -> int:
+        """Return the size in bytes."""
+        return len(self.data)
+
+
+Content: TypeAlias = bytes | Embedding | Text | Audio
 """Content of an input; bytes are an encoded image."""
 
 
@@ -109,10 +129,17 @@ def from_vector(vector: Array) -> Embedding:
     return Embedding(vector.tobytes())
 
 
-def to_input(content: Content | Text) -> input_pb.Input:
+def of_file(path: str | os.PathLike[str], data: bytes) -> Content:
+    """Return the content of a file: audio by its suffix, otherwise an encoded image."""
+    return Audio(data) if is_audio(path) else data
+
+
+def to_input(content: Content) -> input_pb.Input:
     """Return the message of an input."""
     if isinstance(content, Text):
         return input_pb.Input(text=content.text)
+    if isinstance(content, Audio):
+        return input_pb.Input(audio=content.data)
     if isinstance(content, bytes):
         return input_pb.Input(image=content)
     values = memoryview(content.values).cast("f").tolist()

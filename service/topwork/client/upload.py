@@ -41,13 +41,18 @@ class UploadBatcher(Generic[P]):
         # The server truncates long names at the end, where the file's own name is.
         end_of_name = encodable(name)[-DEFAULT_LIMITS.max_display_name_length :]
         image = self._message.images.add(display_name=end_of_name, **fields)
-        if isinstance(content, bytes):
-            image.content = content
-        else:
-            image.input.CopyFrom(to_input(content))
+        set_content(image, content)
         self._length += len(content)
         return full
 
     def finish(self) -> P:
         """Return the last message."""
         return self._message
+
+
+def set_content(image: Any, content: Content) -> None:
+    """Set the content, or the input, of an uploaded image's message."""
+    if isinstance(content, bytes):
+        image.content = content
+    else:
+        image.input.CopyFrom(to_input(content))

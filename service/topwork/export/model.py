@@ -15,6 +15,8 @@ import topwork
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotReady
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.probe_images import LATEST, probe_images
 from topwork.runtime.backend import Session, open_session
 from topwork.serving.head import HeadLoader, LoadedHead
@@ -52,13 +54,9 @@ def export(
     """
     manifest = repository.manifest(model, revision or repository.serving(model))
     check_may_serve(manifest)
-    info = _in_precision(repository.backbone(manifest), precision)
-    if not info.has_graph:
-        raise NotReady(
-            f"model {model!r} takes embeddings, which its clients compute: it has no backbone that "
-            "could be exported",
-            reason="INPUT_KIND",
-        )
+    info = repository.backbone(manifest)
+    _check_kind(model, info)
+    info = _in_precision(info, precision)
     backbone, head = repository.backbone_model(info.digest), repository.head(manifest)
     facts, detects = _facts(manifest, info), manifest.chosen.unknown_threshold is not None
     session = open_session(backbone, output="embedding")
@@ -66,6 +64,18 @@ def export(
     joined = _join(backbone, head, info, facts)
     _check(joined, session, loaded, info)
     return Portable(model=joined, facts=facts)
+
+
+def _check_kind(model: str, info: BackboneInfo) -> None:
+    """Raise NotReady unless a revision with this backbone can be one file."""
+    if not info.has_graph:
+        why = "embeddings, which its clients compute: it has no backbone that could be exported"
+    elif not isinstance(info.preprocess, PreprocessSpec):
+        kind = kind_of(info.preprocess).name
+        why = f"inputs of the kind {kind!r}, which no graph can prepare: only images are exported"
+    else:
+        return
+    raise NotReady(f"model {model!r} takes {why}", reason="INPUT_KIND")
 
 
 def _in_precision(info: BackboneInfo, precision: Precision) -> BackboneInfo:

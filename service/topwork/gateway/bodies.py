@@ -1,4 +1,4 @@
-"""Request messages from HTTP bodies: JSON, NDJSON, forms with files, and a raw image."""
+"""Request messages from HTTP bodies: JSON, NDJSON, forms with files, and a raw file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from starlette.requests import Request
 
-from topwork.client.calls import new_request_id
-from topwork.client.upload import UploadBatcher
+from topwork.client.calls import add_input, new_request_id
+from topwork.client.inputs import Audio, Content, of_file, to_input
+from topwork.client.upload import UploadBatcher, set_content
 from topwork.errors import InvalidInput
 from topwork.gateway import json_mapping
 from topwork.gateway.errors import HttpError
@@ -36,7 +37,7 @@ NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 FORM = "multipart/form-data"
 URL_FORM = "application/x-www-form-urlencoded"
 RAW = ("application/octet-stream", "application/dicom")
-"""Content types of a body that is one image, besides image/*."""
+"""Content types of a body that is one image, besides image/*; those of recordings are audio/*."""
 CONFIG = "config"
 """The field of an upload's first message that has all but the images."""
 IMAGES = "images"
@@ -129,7 +130,7 @@ class RequestReader:
                 batcher = UploadBatcher(self._made(fields, request))
             full = batcher.add(
                 image.filename or image.name,
-                image.content,
+                _content(image),
                 **({"label": image.name} if self._shape.labelled_images else {}),
             )
             held += len(image.content)
@@ -152,9 +153,8 @@ class RequestReader:
         if not self._shape.has_images or not (kind == FORM or self._is_raw(kind)):
             raise self._unsupported(kind)
         if kind != FORM:
-            yield Part(
-                name=IMAGE, filename="", is_file=True, content=await inbox.read(MESSAGE_BYTES)
-            )
+            content = await inbox.read(MESSAGE_BYTES)
+            yield Part(name=IMAGE, filename="", is_file=True, content=content, content_type=kind)
             return
         content_type = request.headers["content-type"]
         has_files = False
@@ -257,18 +257,23 @@ class RequestReader:
         if self._shape.one_image:
             if len(images) != 1:
                 raise InvalidInput(f"the form has {len(images)} files, not one", field=IMAGE)
-            message.image = images[0].content
+            content = _content(images[0])
+            if isinstance(content, bytes):
+                message.image = content
+            else:
+                message.input.CopyFrom(to_input(content))
         elif self._shape.named_images:
             for image in images:
-                message.images.add(content=image.content, display_name=image.filename)
+                set_content(message.images.add(display_name=image.filename), _content(image))
         else:
-            message.images.extend(image.content for image in images)
+            for image in images:
+                add_input(message, _content(image))
 
     def _content_type(self, request: Request) -> str:
         return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def _is_raw(self, kind: str) -> bool:
-        return kind.startswith("image/") or kind in RAW
+        return kind.startswith(("image/", "audio/")) or kind in RAW
 
     def _refuse_query(self, request: Request) -> None:
         if request.url.query:
@@ -281,12 +286,19 @@ class RequestReader:
         if self._method.reads_stream:
             kinds.append(NDJSON[0])
         if self._shape.has_images:
-            kinds += [FORM, "image/*", "application/octet-stream"]
+            kinds += [FORM, "image/*", "audio/*", "application/octet-stream"]
         return HttpError(
             415,
             f"the Content-Type is {kind[:80]!r}; it must be one of {', '.join(kinds)}",
             reason="MEDIA_TYPE",
         )
+
+
+def _content(part: Part) -> Content:
+    """Return a file: audio by its content type or the suffix of its name, otherwise an image."""
+    if part.content_type.startswith("audio/"):
+        return Audio(part.content)
+    return of_file(part.filename, part.content)
 
 
 def _has_bytes(message: Descriptor, seen: set[str]) -> bool:

@@ -32,6 +32,8 @@ class Part:
     filename: str
     is_file: bool
     content: bytes
+    content_type: str = ""
+    """As the client says, in lower case."""
 
     def text(self) -> str:
         """Return the value of a field. Raises InvalidInput if it is not UTF-8."""
@@ -80,6 +82,7 @@ class _Collector:
         self._content = bytearray()
         self._field = ""
         self._filename = ""
+        self._content_type = ""
         self._is_file = False
         self.ended = False
 
@@ -116,8 +119,9 @@ class _Collector:
             raise _malformed('a part has no "Content-Disposition: form-data; name=..."')
         self._field = _name(options[b"name"])
         self._filename = _name(options.get(b"filename", b""))
-        content_type = self._headers.get(b"content-type", b"text/plain")
-        self._is_file = b"filename" in options or not content_type.startswith(b"text/")
+        given = self._headers.get(b"content-type", b"text/plain")
+        self._content_type = given.decode(errors="replace").lower()
+        self._is_file = b"filename" in options or not self._content_type.startswith("text/")
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         size = len(self._content) + end - start
@@ -137,6 +141,7 @@ class _Collector:
                 filename=self._filename,
                 is_file=self._is_file,
                 content=bytes(self._content),
+                content_type=self._content_type,
             )
         )
 

@@ -23,6 +23,9 @@ from topwork.inference import inference_service_pb2 as pb
 HEADER_LENGTH = "inference-header-content-length"
 """Header with the length of the JSON before the binary tensors."""
 
+TEXTS = "texts"
+"""Name of the tensor whose elements are texts."""
+
 _SIZE = "binary_data_size"
 _BINARY = "binary_data"
 _ALL_BINARY = "binary_data_output"
@@ -76,7 +79,7 @@ def parse(body: bytes, length: int, model: str, version: str) -> Parsed:
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{field}.shape is {str(shape)[:80]}", field=field) from error
         if (size := own.get(_SIZE)) is None:
-            raw = _encoded(tensor.datatype, _of(list, given.get("data"), f"{field}.data"), field)
+            raw = _encoded(tensor, _of(list, given.get("data"), f"{field}.data"), field)
         else:
             if not isinstance(size, int) or not 0 <= size <= len(body) - at:
                 raise InvalidInput(
@@ -173,16 +176,21 @@ def _parameters(tree: dict[str, Any], target: Any, field: str) -> dict[str, Any]
     return given
 
 
-def _encoded(datatype: str, data: list[Any], field: str) -> bytes:
-    """Return ``data``, flat or nested, as a raw tensor. Raises InvalidInput."""
-    elements = list(_flat(data, field))
+def _encoded(tensor: Any, data: list[Any], field: str) -> bytes:
+    """Return ``data``, flat or nested, as a raw tensor. Raises InvalidInput.
+
+    Texts are strings in JSON; other BYTES are base64.
+    """
+    elements, datatype = list(_flat(data, field)), tensor.datatype
+    is_text = tensor.name == TEXTS
     try:
         match datatype:
             case "BYTES":
                 return b"".join(
                     len(content).to_bytes(4, "little") + content
                     for content in (
-                        base64.b64decode(element, validate=True) for element in elements
+                        str.encode(element) if is_text else base64.b64decode(element, validate=True)
+                        for element in elements
                     )
                 )
             case "UINT8":
@@ -190,7 +198,7 @@ def _encoded(datatype: str, data: list[Any], field: str) -> bytes:
             case "FP32":
                 return struct.pack(f"<{len(elements)}f", *elements)
     except (TypeError, ValueError, struct.error, OverflowError, binascii.Error) as error:
-        why = "; images in JSON are base64" if datatype == "BYTES" else ""
+        why = "; images in JSON are base64" if datatype == "BYTES" and not is_text else ""
         raise InvalidInput(f"{field}.data is not {datatype}: {error}{why}", field=field) from error
     raise InvalidInput(
         f"{field}.datatype is {datatype[:80]!r}; it must be BYTES, UINT8 or FP32", field=field

@@ -38,6 +38,7 @@ window of 256 found all in 4.7 s. 100,000 equal fingerprints take 4.5 s.
 """
 
 _CHUNKS = NEAR_DUPLICATE_BITS + 1
+_JPEG = b"\xff\xd8"
 
 
 def fingerprint(pixels: Pixels) -> NDArray[np.uint8]:
@@ -84,8 +85,11 @@ def alike(thumbnail: bytes, other: bytes) -> bool:
     """Return True if two thumbnails (JPEG files of any sizes) have the same fine detail.
 
     Pictures of similar composition, such as X-rays, may have close fingerprints by chance, but
-    different fine detail. A thumbnail without detail is like no other.
+    different fine detail. A thumbnail without detail is like no other. Previews that are no JPEG
+    files, those of texts and audio, are alike: their fingerprints alone decide.
     """
+    if not (thumbnail.startswith(_JPEG) and other.startswith(_JPEG)):
+        return True
     return float(_detail(thumbnail) @ _detail(other)) >= ALIKE
 
 

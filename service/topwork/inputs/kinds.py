@@ -1,4 +1,4 @@
-"""Kinds of inputs: all that is particular to images, texts, or embeddings of the client.
+"""Kinds of inputs: all that is particular to images, texts, audio, or a client's embeddings.
 
 Learning, changes, registry and heads know embeddings alone. A kind is chosen by the spec in the
 backbone's description, so a new kind is a spec and an entry in this table.
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import InvalidInput
-from topwork.inputs import embeddings, probe_images, text
+from topwork.inputs import audio, embeddings, probe_images, text
+from topwork.inputs.audio import AudioSpec, SentAudio
 from topwork.inputs.duplicates import alike, fingerprint
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding
 from topwork.inputs.image import pixel_digest, preprocess
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.inputs.spec import InputSpec
+from topwork.inputs.spec import InputSpec, SentContent
 from topwork.inputs.text import SentText, TextSpec
 from topwork.inputs.thumbnail import thumbnail
 from topwork.limits import DEFAULT_LIMITS, InputLimits
@@ -48,11 +49,14 @@ class InputKind(Generic[S, A]):
     prepare: Prepare[S, A]
     digest: Callable[[A], str]
     """Returns a sha256 in hexadecimal, by which an exemplar is found."""
-    fingerprint: Callable[[A], NDArray[np.uint8]]
-    """Returns 32 bytes, which differ in few bits for near-duplicates; see ``duplicates``."""
+    fingerprint: Callable[[bytes, A], NDArray[np.uint8]]
+    """Returns 32 bytes of the content and its array, which differ in few bits for near-duplicates;
+    see ``duplicates``."""
     preview: Callable[[bytes, A, int], bytes]
     """Returns what people see of the content and its array: a JPEG file with that side in pixels,
-    or the beginning of a text; no bytes if there is nothing to see."""
+    the beginning of a text, or a short WAV file; no bytes if there is nothing to see."""
+    most_bytes: Callable[[InputLimits], int] = lambda limits: limits.max_image_bytes
+    """Returns the length of the longest content."""
     alike: Callable[[bytes, bytes], bool] = lambda _preview, _other: True
     """Returns whether two previews whose fingerprints are near show the same."""
     latest_probes: str = ""
@@ -71,7 +75,7 @@ IMAGE = InputKind(
     same="same pixels",
     prepare=preprocess,
     digest=pixel_digest,
-    fingerprint=fingerprint,
+    fingerprint=lambda _content, pixels: fingerprint(pixels),
     preview=lambda _content, pixels, side: thumbnail(pixels, side),
     alike=alike,
     latest_probes=probe_images.LATEST,
@@ -83,7 +87,7 @@ EMBEDDING = InputKind(
     same="same numbers",
     prepare=embeddings.prepare,
     digest=embeddings.digest,
-    fingerprint=embeddings.fingerprint,
+    fingerprint=lambda _content, row: embeddings.fingerprint(row),
     preview=lambda _content, _row, _side: b"",
 )
 
@@ -92,22 +96,40 @@ TEXT = InputKind(
     same="same tokens",
     prepare=text.prepare,
     digest=text.digest,
-    fingerprint=text.fingerprint,
+    fingerprint=lambda _content, tokens: text.fingerprint(tokens),
     preview=lambda content, _tokens, _side: text.preview(content),
+    most_bytes=lambda limits: limits.max_text_bytes,
     latest_probes=text.LATEST_PROBES,
     probes=text.probes,
 )
 
-AnyInput: TypeAlias = bytes | SentEmbedding | SentText
+AUDIO = InputKind(
+    name="audio",
+    same="same samples",
+    prepare=audio.prepare,
+    digest=audio.digest,
+    fingerprint=lambda content, _windows: audio.fingerprint(content),
+    preview=lambda content, _windows, side: audio.preview(content, side),
+    most_bytes=lambda limits: limits.max_audio_bytes,
+    latest_probes=audio.LATEST_PROBES,
+    probes=audio.probes,
+)
+
+AnyInput: TypeAlias = bytes | SentEmbedding | SentContent
 """An input as a client sends it; bytes are an encoded image."""
 
 _KINDS: Mapping[type[InputSpec], InputKind[Any, Any]] = {
     PreprocessSpec: IMAGE,
     EmbeddingSpec: EMBEDDING,
     TextSpec: TEXT,
+    AudioSpec: AUDIO,
 }
 
-_GIVEN: Mapping[type[object], InputKind[Any, Any]] = {SentEmbedding: EMBEDDING, SentText: TEXT}
+_GIVEN: Mapping[type[object], InputKind[Any, Any]] = {
+    SentEmbedding: EMBEDDING,
+    SentText: TEXT,
+    SentAudio: AUDIO,
+}
 
 
 def kind_of(spec: S) -> InputKind[S, Any]:
@@ -124,7 +146,7 @@ def array_of(content: AnyInput, spec: InputSpec, *, model: str) -> NDArray[Any]:
     if isinstance(content, SentEmbedding):
         assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"
         return embeddings.checked(content, spec)
-    data = content.data if isinstance(content, SentText) else content
+    data = content.data if isinstance(content, SentContent) else content
     prepared: NDArray[Any] = kind_of(spec).prepare(data, spec, limits=DEFAULT_LIMITS)
     return prepared
 
@@ -132,6 +154,16 @@ def array_of(content: AnyInput, spec: InputSpec, *, model: str) -> NDArray[Any]:
 def kind_given(content: object) -> InputKind[Any, Any]:
     """Return the kind of an input that a client has sent."""
     return _GIVEN.get(type(content), IMAGE)
+
+
+def stored_input(content: bytes, spec: InputSpec) -> AnyInput:
+    """Return the stored content of an input as a client sent it, for a model with this spec."""
+    kind = kind_of(spec)
+    if kind is EMBEDDING:
+        return SentEmbedding(np.frombuffer(content, dtype="<f4"))
+    sent = {kind.name: made for made, kind in _GIVEN.items()}.get(kind.name)
+    found: AnyInput = content if sent is None else sent(content)  # type: ignore[call-arg, assignment]  # all take bytes
+    return found
 
 
 def check_kind(given: InputKind[Any, Any], spec: InputSpec, *, model: str, field: str) -> None:

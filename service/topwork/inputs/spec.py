@@ -1,6 +1,8 @@
-"""Base of the specs of all kinds of inputs."""
+"""Base of the specs of all kinds of inputs, and of contents that a client sends as bytes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class InputSpec:
@@ -10,3 +12,15 @@ class InputSpec:
     """
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SentContent:
+    """An input as a client sends it, in bytes; not checked yet. Each subclass is one kind."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return len(self.data)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.spec import InputSpec
@@ -18,6 +19,7 @@ SPECS: Mapping[str, type[InputSpec]] = {
     IMAGE: PreprocessSpec,
     "embedding": EmbeddingSpec,
     "text": TextSpec,
+    "audio": AudioSpec,
 }
 
 for _spec in SPECS.values():

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ImageError, NotReady
-from topwork.inputs.spec import InputSpec
+from topwork.inputs.spec import InputSpec, SentContent
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 Tokens: TypeAlias = NDArray[np.int64]
 """Ids of tokens, (T,)."""
@@ -37,6 +37,10 @@ PREVIEW_CHARACTERS = 500
 
 LATEST_PROBES = "tokens-1"
 """Name of the probe texts of new backbones. Other tokens need another name."""
+
+_RUN = 8
+_WEIGHTS = (2, 2, 1)
+"""Of a token, a pair and a run: raising the last makes fewer texts near-duplicates."""
 
 _PROBE_LENGTHS = (4, 16, 48, 128)
 _MOST_LOADED = 8
@@ -59,15 +63,8 @@ class TextSpec(InputSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class SentText:
-    """A text as a client sends it, in UTF-8; not checked yet."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.data)
+class SentText(SentContent):
+    """A text as a client sends it, in UTF-8."""
 
 
 def spec_of(tokenizer: bytes, *, max_tokens: int) -> TextSpec:
@@ -101,7 +98,7 @@ def prepare(content: bytes, spec: TextSpec, *, limits: InputLimits = DEFAULT_LIM
     except UnicodeDecodeError as error:
         raise _invalid(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     tokenizer, unknown = _loaded(spec.tokenizer, spec.max_tokens)
-    encoding = tokenizer.encode(text.removeprefix("\ufeff"))
+    encoding = _encoded(tokenizer, text.removeprefix("\ufeff"))
     ids = np.array(encoding.ids, dtype=np.int64)
     words = ids[np.array(encoding.special_tokens_mask, dtype=np.int64) == 0]
     if not len(words):
@@ -111,24 +108,64 @@ def prepare(content: bytes, spec: TextSpec, *, limits: InputLimits = DEFAULT_LIM
     return ids
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """Numbers of tokens of a whole text, before any are cut off."""
+
+    tokens: int
+    """With those that begin and end it."""
+    words: int
+    """Without them."""
+    unknown: int
+    """Words that the tokenizer does not know."""
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the words that the tokenizer does not know."""
+        return self.unknown / max(self.words, 1)
+
+
+def count_tokens(content: bytes, spec: TextSpec) -> TokenCounts:
+    """Return the numbers of tokens of a text that ``prepare`` accepts, before any are cut off."""
+    tokenizer, unknown = _loaded(spec.tokenizer, spec.max_tokens)
+    encoding = tokenizer.encode(content.decode().removeprefix("\ufeff"))
+    words = [
+        number
+        for part in (encoding, *encoding.overflowing)
+        for number, special in zip(part.ids, part.special_tokens_mask, strict=True)
+        if not special
+    ]
+    return TokenCounts(
+        tokens=len(words) + sum(encoding.special_tokens_mask),
+        words=len(words),
+        unknown=words.count(unknown),
+    )
+
+
 def digest(tokens: Tokens) -> str:
     """Return the sha256 of the tokens, in hexadecimal."""
     return hashlib.sha256(b"tokens" + tokens.astype("<i4").tobytes()).hexdigest()
 
 
 def fingerprint(tokens: Tokens) -> NDArray[np.uint8]:
-    """Return the similarity hash of the tokens and their pairs, 256 bits (32,).
+    """Return the similarity hash of the tokens, their pairs and runs of eight, 256 bits (32,).
 
-    Each bit is the sign of a sum over all tokens and pairs of neighbours, so texts that differ in
-    up to some 3 % of them are near-duplicates (Charikar, STOC 2002).
+    Each bit is the sign of a sum over the different ones, so texts that differ in up to some 2 % of
+    their tokens are near-duplicates (Charikar, STOC 2002). Sequences of few letters all have the
+    same letters and pairs, and differ in their runs.
     """
     ids = tokens.astype(np.uint64)
     pairs = (ids[:-1] << np.uint64(32)) | (ids[1:] + np.uint64(1))
-    features = np.concatenate([ids, pairs])
+    runs = np.zeros(max(len(ids) - _RUN + 1, 0), dtype=np.uint64)
+    for start in range(_RUN):
+        runs = _mixed(runs ^ (ids[start : start + len(runs)] + np.uint64(1)))
+    parts = [np.unique(part) for part in (ids, pairs, runs)]
+    weights = np.repeat(_WEIGHTS, [len(part) for part in parts])
+    features = np.concatenate(parts)
     lanes = np.arange(1, 5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     hashed = _mixed(features[:, None] ^ _mixed(lanes)[None, :])
     bits = np.unpackbits(hashed.astype("<u8").view(np.uint8).reshape(len(features), 32), axis=1)
-    return np.packbits(2 * bits.sum(axis=0, dtype=np.int64) > len(features))
+    return np.packbits(2 * (weights @ bits) > weights.sum())
 
 
 def preview(content: bytes) -> bytes:
@@ -158,6 +195,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def _encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Return the tokens of a text. Raises ImageError if the tokenizer fails on it."""
+    try:
+        return tokenizer.encode(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise _invalid(f"cannot be cut into tokens: {str(error)[:200]}") from None
+
+
 @functools.lru_cache(maxsize=_MOST_LOADED)
 def _loaded(compressed: bytes, max_tokens: int) -> tuple[Tokenizer, int]:
     """Return the tokenizer of a spec, and the id of its token for unknown ones; -1: there is none.
@@ -180,6 +227,9 @@ def _loaded(compressed: bytes, max_tokens: int) -> tuple[Tokenizer, int]:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         unknown = _unknown(tokenizer, json.loads(content)["model"])
+        for number in tokenizer.encode("").ids:  # those that begin and end each text
+            if tokenizer.id_to_token(number) is None:
+                raise ValueError(f"it adds the token {number} to texts, which has no word")
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
@@ -191,6 +241,8 @@ def _unknown(tokenizer: Tokenizer, model: dict[str, object]) -> int:
     token, number = model.get("unk_token"), model.get("unk_id")  # unigrams have a number
     if isinstance(token, str):
         number = tokenizer.token_to_id(token)
+        if number is None:
+            raise ValueError(f"its token for unknown ones, {token[:40]!r}, is no word of it")
     return number if isinstance(number, int) else -1
 
 

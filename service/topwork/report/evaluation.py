@@ -11,6 +11,7 @@ import numpy as np
 from topwork.bundle.comparison import Comparison
 from topwork.bundle.evaluation import Evaluation, UnknownDetection
 from topwork.errors import ImageError
+from topwork.inputs import text
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.image import preprocess
@@ -21,8 +22,9 @@ from topwork.printable import encodable
 from topwork.report import comparison, confusion, intervals, labels, reliability
 from topwork.report.comparison import ComparisonSection
 from topwork.report.intervals import Share
-from topwork.report.mistakes import SHOWN, Mistakes, Picture, data_uri
+from topwork.report.mistakes import SHOWN, Mistakes, Picture
 from topwork.report.page import environment
+from topwork.report.previews import Preview, nouns
 
 _THUMBNAIL = PreprocessSpec(resize=2 * SIDE, crop=2 * SIDE, deep_grey="percentiles")
 
@@ -33,7 +35,9 @@ class Evaluated:
 
     model: str
     photos: Sequence[Photo]
-    """N photos, with and without a label of the model."""
+    """N inputs, with and without a label of the model."""
+    kind: str = "image"
+    """Kind of the inputs."""
     answers: Answers
     """Of the evaluated revision, to the photos in their order."""
     evaluation: Evaluation
@@ -84,6 +88,7 @@ def render_evaluation(evaluated: Evaluated) -> str:
         environment()
         .get_template("evaluation.html.jinja")
         .render(
+            **nouns(evaluated.kind),
             evaluated=evaluated,
             metrics=result.metrics,
             revision=result.revision,
@@ -170,7 +175,7 @@ def _picture(evaluated: Evaluated, place: int, target: int) -> Picture:
     predicted = int(probabilities.argmax())
     return Picture(
         name=photo.name,
-        thumbnail=data_uri(_thumbnail(photo)),
+        preview=Preview(kind=evaluated.kind, content=_preview(photo, evaluated.kind)),
         label=photo.label,
         label_probability=float(probabilities[target]),
         predicted=evaluated.answers.labels[predicted],
@@ -178,9 +183,11 @@ def _picture(evaluated: Evaluated, place: int, target: int) -> Picture:
     )
 
 
-def _thumbnail(photo: Photo) -> bytes:
-    """Return a thumbnail; empty if the photo cannot be read any more, or not on this machine."""
+def _preview(photo: Photo, kind: str) -> bytes:
+    """Return a preview; empty if the input cannot be read any more, or not on this machine."""
     try:
-        return thumbnail(preprocess(photo.read(), _THUMBNAIL))
+        if kind == "text":
+            return text.preview(photo.read())
+        return thumbnail(preprocess(photo.read(), _THUMBNAIL)) if kind == "image" else b""
     except (OSError, ImageError):
         return b""

@@ -1,4 +1,4 @@
-"""HTML page of an explanation: heat map over the image, probabilities, and nearest examples."""
+"""HTML page of an explanation: the input, heat map, probabilities, and nearest examples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topwork.inputs.image import WHOLE, Region
+from topwork.inputs import audio, text
+from topwork.inputs.image import WHOLE, Region, upright
+from topwork.inputs.thumbnail import LARGEST
 from topwork.printable import encodable
-from topwork.report.mistakes import data_uri
 from topwork.report.page import environment
+from topwork.report.previews import Preview
 
 SIDE = 960
 """Raising it makes the image sharper and the page larger: long side in pixels."""
@@ -34,13 +36,12 @@ MOST_ALPHA = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearExample:
-    """Training image near to the explained one."""
+    """Training input near to the explained one."""
 
     label: str
     name: str
     similarity: float
-    thumbnail: str
-    """A data: URI; empty: there is none."""
+    preview: Preview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,41 +81,74 @@ class HeatMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainedImage:
-    """Explanation of one image."""
+class Shown:
+    """The explained input: a picture, or a preview of another kind."""
 
-    model: str
-    revision: int
-    name: str
-    """File name of the image."""
-    picture: Image.Image
+    preview: Preview
+    picture: Image.Image | None = None
     """The whole image, upright."""
-    label: str
-    predictions: Sequence[tuple[str, float]]
-    """Labels with probabilities, the most probable first."""
-    unknown: float | None
-    """Probability that the image shows none of the labels, if that makes it unknown."""
-    map: HeatMap | None
-    map_unavailable: str
-    neighbours: Sequence[NearExample]
+
+    @property
+    def kind(self) -> str:
+        """Kind of the input."""
+        return self.preview.kind
 
     @property
     def width(self) -> str:
-        """Width of the image on the page, in CSS."""
+        """Width of the picture on the page, in CSS."""
+        assert self.picture is not None, "the template asks first"
         return f"min(100%, {HEIGHT * self.picture.width / self.picture.height:.1f}rem)"
 
     @property
     def image(self) -> str:
-        """The image as a data: URI."""
+        """The picture as a data: URI."""
+        assert self.picture is not None, "the template asks first"
         return _uri(self.picture, "JPEG")
 
 
-def near_example(label: str, name: str, similarity: float, preview: bytes) -> NearExample:
-    """Return a nearest example with its preview, a JPEG file or empty."""
-    return NearExample(label=label, name=name, similarity=similarity, thumbnail=data_uri(preview))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedInput:
+    """Explanation of one input."""
+
+    model: str
+    revision: int
+    name: str
+    """File name of the input; empty: it has none."""
+    shown: Shown
+    label: str
+    predictions: Sequence[tuple[str, float]]
+    """Labels with probabilities, the most probable first."""
+    unknown: float | None
+    """Probability that the input has none of the labels, if that makes it unknown."""
+    map: HeatMap | None
+    map_unavailable: str
+    neighbours: Sequence[NearExample]
 
 
-def render_explanation(explained: ExplainedImage) -> str:
+def shown_image(content: bytes) -> Shown:
+    """Return an encoded image as a page shows it. Raises ImageError."""
+    return Shown(preview=Preview(kind="image", content=b""), picture=upright(content, SIDE))
+
+
+def shown_text(content: bytes) -> Shown:
+    """Return a text as a page shows it."""
+    return Shown(preview=Preview(kind="text", content=text.preview(content)))
+
+
+def shown_audio(content: bytes) -> Shown:
+    """Return a recording as a page plays it: its loudest seconds. Raises ImageError, NotReady."""
+    return Shown(preview=Preview(kind="audio", content=audio.preview(content, LARGEST)))
+
+
+def near_example(
+    kind: str, label: str, name: str, similarity: float, content: bytes
+) -> NearExample:
+    """Return a nearest example with its preview, which may be empty."""
+    preview = Preview(kind=kind, content=content)
+    return NearExample(label=label, name=name, similarity=similarity, preview=preview)
+
+
+def render_explanation(explained: ExplainedInput) -> str:
     """Return the page: self-contained HTML without scripts, like a revision's report."""
     template = environment().get_template("explanation.html.jinja")
     return encodable(template.render(explained=explained, map=explained.map))

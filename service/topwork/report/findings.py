@@ -17,14 +17,13 @@ NAMES = 50
 """Largest number of file names per finding."""
 
 MEANING: tuple[tuple[Severity, str, str], ...] = (
-    ("error", "Errors", "These images cannot be used and were left out."),
+    ("error", "Errors", "These files cannot be used and were left out."),
     ("warning", "Warnings", "These problems probably reduce accuracy; fix them first."),
     ("note", "Notes", "No action is needed."),
 )
 """Severities with heading and explanation, most severe first."""
 SUSPICIONS = (
-    "Check the suspected labels by their pictures under “Misclassified images”. "
-    "The other notes need no action."
+    "Check the suspected labels in the section of the mistakes. The other notes need no action."
 )
 """Explanation of notes that include suspected labels."""
 

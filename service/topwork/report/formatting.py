@@ -26,6 +26,11 @@ def several(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def article(noun: str) -> str:
+    """Return a noun with its indefinite article, such as ``an image``."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """Return a share in percent, such as ``91.9 %``; ``100 %`` and ``0 %`` are exact."""
     if share in {0.0, 1.0}:

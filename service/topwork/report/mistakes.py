@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from topwork.inputs.kinds import kind_of
 from topwork.report.content import Content
+from topwork.report.previews import Preview
 
 SHOWN = 24
 """Largest number of images in each list."""
@@ -23,8 +24,7 @@ class Picture:
     """Image with its cross-validated prediction."""
 
     name: str
-    thumbnail: str
-    """A data: URI; empty if there is no thumbnail."""
+    preview: Preview
     label: str
     label_probability: float
     """Predicted probability of ``label``."""
@@ -90,15 +90,15 @@ def _commands(content: Content, place: int, predicted: str) -> tuple[str, ...]:
 
 def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
     exemplars, judged = content.exemplars, content.judged
+    kind = kind_of(content.backbone.preprocess).name
     pictures = []
     for place in places:
         row, probabilities = int(judged.rows[place]), judged.probabilities[place]
         target, predicted = int(exemplars.targets[row]), int(probabilities.argmax())
-        jpeg = exemplars.thumbnails[row]
         pictures.append(
             Picture(
                 name=exemplars.names[row],
-                thumbnail=data_uri(jpeg),
+                preview=Preview(kind=kind, content=exemplars.thumbnails[row]),
                 label=exemplars.labels[target],
                 label_probability=float(probabilities[target]),
                 predicted=exemplars.labels[predicted],
@@ -106,8 +106,3 @@ def _pictures(content: Content, places: Sequence[int]) -> tuple[Picture, ...]:
             )
         )
     return tuple(pictures)
-
-
-def data_uri(jpeg: bytes) -> str:
-    """Return a thumbnail as a data: URI; empty if there is none."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" * bool(jpeg)

@@ -7,6 +7,7 @@ import math
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from topwork.inputs.kinds import kind_of
 from topwork.printable import encodable
 from topwork.report import (
     comparison,
@@ -20,6 +21,7 @@ from topwork.report import (
     reliability,
 )
 from topwork.report.content import Content
+from topwork.report.previews import nouns
 
 SHARDS = 20
 """Largest number of exemplar shards listed."""
@@ -36,6 +38,7 @@ def render(content: Content) -> str:
         environment()
         .get_template("page.html.jinja")
         .render(
+            **nouns(kind_of(content.backbone.preprocess).name),
             content=content,
             manifest=content.manifest,
             revision=content.manifest.revision,
@@ -73,6 +76,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
+        article=formatting.article,
         between=formatting.between,
         count=formatting.count,
         few=formatting.few,

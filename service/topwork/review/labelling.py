@@ -18,6 +18,8 @@ from topwork.changes.operations import Operations
 from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.changes.rows import OperationState
 from topwork.errors import AlreadyExists, InvalidInput, NotReady
+from topwork.inputs.kinds import stored_input
+from topwork.inputs.spec import InputSpec
 from topwork.limits import ServerLimits
 from topwork.review.candidates import readable
 from topwork.serving.registry import Registry
@@ -108,8 +110,11 @@ class Labelling:
         fresh = {digest: label for digest, label in given.items() if digest not in joined}
         if fresh:
             request = _request(model, fresh, labels, identifier, conditions)
+            manifest = self._registry.serving(model)
+            info = await readable(partial(asyncio.to_thread, self._repository.backbone, manifest))
+            upload = _upload(store, request, fresh, info.preprocess)
             try:
-                accepted.insert(0, await self._intake.upload(_upload(store, request, fresh)))
+                accepted.insert(0, await self._intake.upload(upload))
             except BaseException:
                 if not conditions.validate_only:  # they return to the queue
                     await asyncio.shield(asyncio.to_thread(_release, store, [*fresh]))
@@ -248,15 +253,15 @@ def _request(
 
 
 async def _upload(
-    store: CandidateStore, request: ChangeRequest, given: Mapping[str, str]
+    store: CandidateStore, request: ChangeRequest, given: Mapping[str, str], spec: InputSpec
 ) -> AsyncIterator[UploadItem]:
     """Yield an upload of candidates. Raises NotFound, Corrupt, Unavailable."""
     yield request
     for digest, label in sorted(given.items()):
-        image = await readable(partial(asyncio.to_thread, store.image, digest))
+        content = await readable(partial(asyncio.to_thread, store.image, digest))
         name = f"review-{digest[:12]}"
         own = label if request.labels else ""
-        yield [UploadedImage(name=name, content=image, label=own)]
+        yield [UploadedImage(name=name, content=stored_input(content, spec), label=own)]
 
 
 def _release(store: CandidateStore, digests: list[str]) -> None:

@@ -78,7 +78,7 @@ class Offer:
                 suggested_label=suggested_label,
             ),
             embedding=self.embedding,
-            fingerprint=kind.fingerprint(prepared),
+            fingerprint=kind.fingerprint(self.image, prepared),
             preview=kind.preview(self.image, prepared, SIDE),
         )
 

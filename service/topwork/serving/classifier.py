@@ -14,8 +14,7 @@ from topwork.errors import DeadlinePassed, ImageError, InvalidInput, Overloaded
 from topwork.inputs.embeddings import EmbeddingSpec, SentEmbedding, checked
 from topwork.inputs.kinds import AnyInput, check_kind, kind_given
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.inputs.spec import InputSpec
-from topwork.inputs.text import SentText
+from topwork.inputs.spec import InputSpec, SentContent
 from topwork.limits import ServerLimits
 from topwork.serving.admission import Admission
 from topwork.serving.classify_batch import (
@@ -294,7 +293,7 @@ async def _contents(images: list[ClassifierInput], snapshot: Snapshot) -> Sequen
     model, spec = snapshot.manifest.model, snapshot.backbone.info.preprocess
     for image in images:
         check_kind(kind_given(image), spec, model=model, field="inputs")
-    if all(isinstance(image, bytes | SentText) for image in images):
+    if all(isinstance(image, bytes | SentContent) for image in images):
         return _converted(images, spec)
     if isinstance(spec, EmbeddingSpec) and sum(map(_size, images)) <= LOOP_BYTES:
         return _converted(images, spec)
@@ -307,7 +306,7 @@ def _converted(images: list[ClassifierInput], spec: InputSpec) -> list[BatchCont
 
 def _content(index: int, image: ClassifierInput, spec: InputSpec) -> BatchContent:
     try:
-        if isinstance(image, SentText):
+        if isinstance(image, SentContent):
             return Content(image.data)
         if isinstance(image, SentEmbedding):
             assert isinstance(spec, EmbeddingSpec), "check_kind refuses other models"

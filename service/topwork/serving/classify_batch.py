@@ -13,7 +13,7 @@ from topwork.arrays import Float32Array
 from topwork.bundle.manifest import Manifest
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels
-from topwork.inputs.kinds import AnyInput
+from topwork.inputs.kinds import AnyInput, kind_of
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.serving.encoders.encoder import MicroBatch
 from topwork.serving.head import LoadedHead
@@ -178,15 +178,16 @@ class ClassifyBatch(Generic[A]):
 
     def _observe(self, outcomes: list[ImageOutcome], scores: Scores | None) -> None:
         telemetry, embedded = self._telemetry, 0
+        stages = telemetry.stages(kind_of(self._snapshot.backbone.info.preprocess).name)
         for outcome in outcomes:
-            telemetry.queue.observe(outcome.waited)
-            telemetry.decode.observe(outcome.decoded)
+            stages.queue.observe(outcome.waited)
+            stages.decode.observe(outcome.decoded)
             if not isinstance(outcome.result, ImageError):
                 embedded += 1
-                telemetry.backbone.observe(outcome.computed)
+                stages.backbone.observe(outcome.computed)
                 telemetry.micro_batch.observe(outcome.images)
         if scores is not None:
-            telemetry.head.observe(scores.seconds)
+            stages.head.observe(scores.seconds)
         telemetry.models.answered(
             self.manifest,
             None if scores is None else scores.probabilities,

@@ -149,7 +149,7 @@ def _row(
     prepared = kind.prepare(content, spec, limits=limits)
     return EmbeddedRow(
         digest=bytes.fromhex(kind.digest(prepared)),
-        fingerprint=kind.fingerprint(prepared),
+        fingerprint=kind.fingerprint(content, prepared),
         thumbnail=kind.preview(content, prepared, preview_pixels),
         # Last: a run evicts the CPU caches; the functions above would take up to 50 % longer.
         embedding=session.run(prepared[None])[0],

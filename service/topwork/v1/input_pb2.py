@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16topwork/v1/input.proto\x12\ntopwork.v1\"]\n\x05Input\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.topwork.v1.EmbeddingH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x42\x07\n\x05input\"*\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\r\n\x05space\x18\x02 \x01(\t\".\n\x0e\x45mbeddingSpace\x12\r\n\x05space\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16topwork/v1/input.proto\x12\ntopwork.v1\"n\n\x05Input\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12*\n\tembedding\x18\x02 \x01(\x0b\x32\x15.topwork.v1.EmbeddingH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0f\n\x05\x61udio\x18\x04 \x01(\x0cH\x00\x42\x07\n\x05input\"*\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\r\n\x05space\x18\x02 \x01(\t\".\n\x0e\x45mbeddingSpace\x12\r\n\x05space\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'topwork.v1.input_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INPUT']._serialized_start=38
-  _globals['_INPUT']._serialized_end=131
-  _globals['_EMBEDDING']._serialized_start=133
-  _globals['_EMBEDDING']._serialized_end=175
-  _globals['_EMBEDDINGSPACE']._serialized_start=177
-  _globals['_EMBEDDINGSPACE']._serialized_end=223
+  _globals['_INPUT']._serialized_end=148
+  _globals['_EMBEDDING']._serialized_start=150
+  _globals['_EMBEDDING']._serialized_end=192
+  _globals['_EMBEDDINGSPACE']._serialized_start=194
+  _globals['_EMBEDDINGSPACE']._serialized_end=240
 # @@protoc_insertion_point(module_scope)

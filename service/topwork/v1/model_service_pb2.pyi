@@ -308,6 +308,7 @@ class Limits(google.protobuf.message.Message):
     MIN_FREE_INODES_FIELD_NUMBER: builtins.int
     MAX_MODELS_FIELD_NUMBER: builtins.int
     MAX_TEXT_BYTES_FIELD_NUMBER: builtins.int
+    MAX_AUDIO_BYTES_FIELD_NUMBER: builtins.int
     max_images_per_request: builtins.int
     """Images in one Classify request."""
     max_image_bytes: builtins.int
@@ -353,6 +354,8 @@ class Limits(google.protobuf.message.Message):
     """Models of the repository, after CreateModel, CopyModel or UndeleteModel."""
     max_text_bytes: builtins.int
     """Length of one text in bytes of UTF-8."""
+    max_audio_bytes: builtins.int
+    """Length of one file of audio, in bytes."""
     def __init__(
         self,
         *,
@@ -377,8 +380,9 @@ class Limits(google.protobuf.message.Message):
         min_free_inodes: builtins.int = ...,
         max_models: builtins.int = ...,
         max_text_bytes: builtins.int = ...,
+        max_audio_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_models", b"max_models", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_text_bytes", b"max_text_bytes", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_audio_bytes", b"max_audio_bytes", "max_display_name_length", b"max_display_name_length", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images_per_model", b"max_images_per_model", "max_images_per_request", b"max_images_per_request", "max_images_per_upload", b"max_images_per_upload", "max_label_length", b"max_label_length", "max_labels", b"max_labels", "max_message_bytes", b"max_message_bytes", "max_model_bytes", b"max_model_bytes", "max_models", b"max_models", "max_pending_operations", b"max_pending_operations", "max_queue_bytes", b"max_queue_bytes", "max_streams", b"max_streams", "max_text_bytes", b"max_text_bytes", "max_upload_bytes", b"max_upload_bytes", "max_uploads", b"max_uploads", "max_watches", b"max_watches", "min_free_bytes", b"min_free_bytes", "min_free_inodes", b"min_free_inodes", "min_images_per_label", b"min_images_per_label"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

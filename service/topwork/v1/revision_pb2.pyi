@@ -190,6 +190,7 @@ class Backbone(google.protobuf.message.Message):
     PRECISION_FIELD_NUMBER: builtins.int
     EMBEDDING_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
+    AUDIO_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name, such as `efficientnet_lite0`."""
     digest: builtins.str
@@ -212,6 +213,10 @@ class Backbone(google.protobuf.message.Message):
     def text(self) -> Global___TextSpec:
         """How texts become tokens. Unset: it takes inputs of another kind."""
 
+    @property
+    def audio(self) -> Global___AudioSpec:
+        """How recordings become samples. Unset: it takes inputs of another kind."""
+
     def __init__(
         self,
         *,
@@ -222,9 +227,10 @@ class Backbone(google.protobuf.message.Message):
         precision: builtins.str = ...,
         embedding: topwork.v1.input_pb2.EmbeddingSpace | None = ...,
         text: Global___TextSpec | None = ...,
+        audio: Global___AudioSpec | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["embedding", b"embedding", "preprocess", b"preprocess", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "embedding", b"embedding", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "text", b"text", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["audio", b"audio", "embedding", b"embedding", "preprocess", b"preprocess", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["audio", b"audio", "digest", b"digest", "embedding", b"embedding", "name", b"name", "precision", b"precision", "preprocess", b"preprocess", "text", b"text", "width", b"width"]) -> None: ...
 
 Global___Backbone: typing_extensions.TypeAlias = Backbone
 
@@ -245,6 +251,40 @@ class TextSpec(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["max_tokens", b"max_tokens"]) -> None: ...
 
 Global___TextSpec: typing_extensions.TypeAlias = TextSpec
+
+@typing.final
+class AudioSpec(google.protobuf.message.Message):
+    """Preparation of a recording: decode, mix all channels, resample, cut into windows. The backbone
+    takes all windows; those of a shorter recording than one are padded with zeros.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RATE_HZ_FIELD_NUMBER: builtins.int
+    WINDOW_SAMPLES_FIELD_NUMBER: builtins.int
+    HOP_SAMPLES_FIELD_NUMBER: builtins.int
+    MAX_SECONDS_FIELD_NUMBER: builtins.int
+    rate_hz: builtins.int
+    """Samples a second."""
+    window_samples: builtins.int
+    """Samples of a window."""
+    hop_samples: builtins.int
+    """Samples from the beginning of a window to that of the next. The last one ends with the
+    recording.
+    """
+    max_seconds: builtins.int
+    """Seconds of the longest recording. Longer ones are refused."""
+    def __init__(
+        self,
+        *,
+        rate_hz: builtins.int = ...,
+        window_samples: builtins.int = ...,
+        hop_samples: builtins.int = ...,
+        max_seconds: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hop_samples", b"hop_samples", "max_seconds", b"max_seconds", "rate_hz", b"rate_hz", "window_samples", b"window_samples"]) -> None: ...
+
+Global___AudioSpec: typing_extensions.TypeAlias = AudioSpec
 
 @typing.final
 class PreprocessSpec(google.protobuf.message.Message):

@@ -1,17 +1,14 @@
-"""Changes of a model of embeddings: like those of images, byte for byte a fit on the same rows."""
+"""Models of embeddings: what the suite for all kinds, ``test_kinds``, does not have."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support import spaces, tiny
 
 from topwork.bundle.comparison import Gate
@@ -23,13 +20,11 @@ from topwork.bundle.store import Repository
 from topwork.changes.jobs import ChangeKind, ChangeResult, Job, Upload
 from topwork.changes.lifecycle import Lifecycle, NewModel
 from topwork.changes.retrain import Trainer
-from topwork.errors import AlreadyExists, NotFound, NotReady
-from topwork.export.model import export
-from topwork.inputs.embeddings import digest, to_content
+from topwork.errors import AlreadyExists, NotFound
+from topwork.inputs.embeddings import to_content
 from topwork.limits import DEFAULT_LIMITS
 
 LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
-POOL = {label: [*spaces.rows(label, 10)] for label in "abcd"}
 ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
 
 
@@ -60,90 +55,6 @@ def apply(
     if candidate.published:
         trainer.serve(job, candidate.result.revision, operation)
     return candidate.result
-
-
-Name = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A change, and the rows of each label after it."""
-
-    kind: ChangeKind
-    label: str
-    names: tuple[Name, ...]
-    after: dict[str, frozenset[Name]]
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> list[Step]:
-    """Return changes that leave at least two labels with at least three rows."""
-    has = {label: {(label, number) for number in range(6)} for label in "ab"}
-    steps = []
-    for _ in range(draw(st.integers(1, 6))):
-        spare = sorted(label for label in has if len(has[label]) > 3)
-        absent = sorted(POOL.keys() - has.keys())
-        kinds: list[ChangeKind] = ["add_examples"]
-        kinds += ["add_class"] if absent else []
-        kinds += ["remove_class"] if len(has) > 2 else []
-        kinds += ["move_examples", "remove_examples"] if spare else []
-        kind = draw(st.sampled_from(kinds))
-        names = set[Name]()
-        if kind in {"add_class", "add_examples"}:
-            label = draw(st.sampled_from(absent if kind == "add_class" else sorted(has)))
-            least = 3 if kind == "add_class" else 1
-            numbers = draw(st.sets(st.integers(0, 9), min_size=least, max_size=6))
-            names = {(label, number) for number in numbers}
-            has.setdefault(label, set()).update(names)
-        elif kind == "remove_class":
-            label = draw(st.sampled_from(sorted(has)))
-            del has[label]
-        else:
-            source = draw(st.sampled_from(spare))
-            names = {draw(st.sampled_from(sorted(has[source])))}
-            label = draw(st.sampled_from(sorted(has.keys() - {source})))
-            after = {name: members - names for name, members in has.items()}
-            if kind == "move_examples":
-                after[label] |= names
-            else:
-                label = ""
-            if any(len(members) < 3 for members in after.values()):
-                continue
-            has = after
-        frozen = {name: frozenset(members) for name, members in has.items()}
-        steps.append(Step(kind, label, tuple(sorted(names)), frozen))
-    return steps
-
-
-@pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(history=histories())
-def test_history_of_changes_equals_one_fit(history: list[Step]) -> None:
-    """Labels, head and data digest equal those of one fit on the remaining rows."""
-    with TemporaryDirectory() as directory:
-        repository = Repository(Path(directory) / "changed")
-        spaces.publish(repository, "points", spaces.exemplars({x: POOL[x][:6] for x in "ab"}))
-        for step in history:
-            taken = [POOL[label][number] for label, number in step.names]
-            adds = step.kind in {"add_class", "add_examples"}
-            apply(
-                repository,
-                step.kind,
-                step.label,
-                [to_content(row) for row in taken] if adds else (),
-                () if adds else [digest(row) for row in taken],
-            )
-        if not history:
-            return
-        fitted = Repository(Path(directory) / "fitted")
-        rows = {
-            label: [POOL[own][number] for own, number in sorted(names)]
-            for label, names in history[-1].after.items()
-        }
-        expected = spaces.publish(fitted, "points", spaces.exemplars(rows))
-        found = repository.manifest("points", repository.serving("points"))
-        assert (found.labels, found.data_digest) == (expected.labels, expected.data_digest)
-        assert repository.head(found) == fitted.head(expected)
 
 
 def test_bad_rows_are_skipped_with_the_reason(tmp_path: Path) -> None:
@@ -203,9 +114,3 @@ def test_repeated_creation_in_a_space_is_idempotent(tmp_path: Path) -> None:
     wider = replace(spaces.SPEC, width=13)
     with pytest.raises(AlreadyExists, match="other settings"):
         lifecycle.create(replace(new, space=wider))
-
-
-def test_export_of_embeddings_is_not_ready(tmp_path: Path) -> None:
-    """There is no graph to join the head to."""
-    with pytest.raises(NotReady, match="takes embeddings, which its clients compute"):
-        export(spaces.repository(tmp_path), "points")

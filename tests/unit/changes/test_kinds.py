@@ -1,181 +1,205 @@
-"""Kinds of changes: the shards after each, and its checks."""
+"""Changes of models of all kinds: byte for byte the same as a fit on the same inputs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import get_args
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from support import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import kinds
+from support.kinds import KINDS, TEXT, Sample
 
-from topwork.bundle.manifest import Manifest, ShardRef
-from topwork.changes.jobs import ChangeKind, Job, Upload
-from topwork.changes.kinds import (
-    KINDS,
-    changed_shards,
-    check_change,
-    describe,
-    new_labels,
-    taught_labels,
-)
-from topwork.errors import AlreadyExists, NotFound, NotReady, QuotaExceeded, Stale
+from topwork.bundle.comparison import Gate
+from topwork.bundle.maintenance.check import check
+from topwork.bundle.maintenance.garbage import collect
+from topwork.bundle.store import Repository
+from topwork.changes.jobs import ChangeKind, ChangeResult, Job, Upload
+from topwork.changes.retrain import Trainer
+from topwork.errors import ImageError, NotReady
+from topwork.export.model import export
 from topwork.limits import DEFAULT_LIMITS
 
-A, B, B2 = (
-    ShardRef(label=label, digest=digit * 64)
-    for label, digit in (("a", "1"), ("b", "2"), ("b", "3"))
-)
-NEW = "9" * 64
+LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)
+ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
+OWN = 6
+"""Inputs of each of the two first labels at the beginning."""
+
+each_kind = pytest.mark.parametrize("sample", KINDS, ids=kinds.name_of)
 
 
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Return the manifest of a model with four colours."""
-    return tiny.repository(tmp_path_factory.mktemp("rules")).manifest("colours", 1)
+@cache
+def pool(sample: Sample) -> dict[str, list[bytes]]:
+    """Return ten inputs of each of four labels."""
+    return {label: sample.contents(label, 10, 0) for label in sample.labels[:4]}
 
 
-def job(kind: ChangeKind, label: str = "", new_label: str = "", expected: int = 0) -> Job:
-    """Return a job."""
-    return Job(
+def apply(
+    repository: Repository,
+    sample: Sample,
+    kind: ChangeKind,
+    label: str = "",
+    contents: Sequence[bytes] = (),
+    digests: Sequence[str] = (),
+) -> ChangeResult:
+    """Run all steps of a change and return its result."""
+    job = Job(
         kind=kind,
-        model="colours",
+        model=sample.model,
         label=label,
-        new_label=new_label,
-        expected_revision=expected,
         accepted=0.0,
+        uploads=tuple(
+            Upload(name=f"{label}-{number}", digest=repository.put_image(content), label="")
+            for number, content in enumerate(contents)
+        ),
+        gate=ANY,
+        digests=tuple(sorted(set(digests))),
     )
+    trainer = Trainer(repository, cores=2, limits=LIMITS)
+    operation = str(uuid.uuid4())
+    candidate = trainer.solve(job, trainer.embed(job, lambda *_, **__: None), operation)
+    assert candidate.rejected is None
+    if candidate.published:
+        trainer.serve(job, candidate.result.revision, operation)
+    return candidate.result
 
 
-@pytest.mark.parametrize(
-    ("kind", "label", "new", "after"),
-    [
-        ("add_class", "c", NEW, (A, B, B2, ShardRef(label="c", digest=NEW))),
-        ("add_examples", "a", NEW, (A, B, B2, ShardRef(label="a", digest=NEW))),
-        ("add_examples", "a", A.digest, (A, B, B2)),
-        ("add_examples", "a", "", (A, B, B2)),
-        ("remove_class", "b", "", (A,)),
-        ("rename_class", "a", "", (ShardRef(label="z", digest=A.digest), B, B2)),
-        ("retrain", "", "", (A, B, B2)),
-    ],
-)
-def test_changed_shards_of_each_kind(
-    kind: ChangeKind, label: str, new: str, after: tuple[ShardRef, ...]
-) -> None:
-    """A change adds, removes or relabels whole shards."""
-    shards = {label: new} if new else {}
-    assert changed_shards((A, B, B2), job(kind, label, "z"), shards) == after
+Name = tuple[int, int]
+"""Number of the label, and of the input."""
 
 
-def test_add_classes_adds_the_shards_of_all_its_labels() -> None:
-    """A label whose images are all known adds none."""
-    change = replace(job("add_classes"), labels=("a", "c", "d"))
-    after = changed_shards((A, B), change, {"d": "8" * 64, "c": NEW})
-    assert after == (A, B, ShardRef(label="c", digest=NEW), ShardRef(label="d", digest="8" * 64))
+@dataclass(frozen=True)
+class Step:
+    """A change, and the inputs of each label after it."""
+
+    kind: ChangeKind
+    label: int | None
+    names: tuple[Name, ...]
+    after: dict[int, frozenset[Name]]
 
 
-def test_new_labels_are_those_that_the_parent_lacks(parent: Manifest) -> None:
-    """An existing label of AddClasses only gets more images."""
-    change = replace(job("add_classes"), labels=("blue", "violet"))
-    assert (taught_labels(change), new_labels(change, parent)) == (("blue", "violet"), ("violet",))
-    assert taught_labels(job("move_examples", "violet")) == ("violet",)
-    assert new_labels(job("move_examples", "violet"), parent) == ()
-    assert taught_labels(job("rename_class", "blue", "navy")) == ()
-
-
-def test_add_classes_counts_only_new_labels_against_the_limit(parent: Manifest) -> None:
-    """The NotReady has the number of new labels."""
-    limits = replace(DEFAULT_LIMITS, max_labels=5)
-    change = replace(job("add_classes"), labels=("blue", "green", "violet"))
-    check_change(change, parent, limits)
-    with pytest.raises(NotReady, match="has 4 labels, and 2 are new; the limit is 5") as caught:
-        check_change(replace(change, labels=("blue", "teal", "violet")), parent, limits)
-    assert caught.value.reason == "TOO_MANY_LABELS"
+@st.composite
+def histories(draw: st.DrawFn) -> list[Step]:
+    """Return changes that leave at least two labels with at least three inputs."""
+    has = {label: {(label, number) for number in range(OWN)} for label in range(2)}
+    steps = []
+    for _ in range(draw(st.integers(1, 6))):
+        spare = sorted(label for label in has if len(has[label]) > 3)
+        absent = sorted({*range(4)} - has.keys())
+        choices: list[ChangeKind] = ["add_examples"]
+        choices += ["add_class"] if absent else []
+        choices += ["remove_class"] if len(has) > 2 else []
+        choices += ["move_examples", "remove_examples"] if spare else []
+        kind = draw(st.sampled_from(choices))
+        names = set[Name]()
+        label: int | None
+        if kind in {"add_class", "add_examples"}:
+            label = draw(st.sampled_from(absent if kind == "add_class" else sorted(has)))
+            least = 3 if kind == "add_class" else 1
+            numbers = draw(st.sets(st.integers(0, 9), min_size=least, max_size=6))
+            names = {(label, number) for number in numbers}
+            has.setdefault(label, set()).update(names)
+        elif kind == "remove_class":
+            label = draw(st.sampled_from(sorted(has)))
+            del has[label]
+        else:
+            source = draw(st.sampled_from(spare))
+            names = {draw(st.sampled_from(sorted(has[source])))}
+            label = draw(st.sampled_from(sorted(has.keys() - {source})))
+            after = {name: members - names for name, members in has.items()}
+            if kind == "move_examples":
+                after[label] |= names
+            else:
+                label = None
+            if any(len(members) < 3 for members in after.values()):
+                continue
+            has = after
+        frozen = {name: frozenset(members) for name, members in has.items()}
+        steps.append(Step(kind, label, tuple(sorted(names)), frozen))
+    return steps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (job("add_class", "blue"), AlreadyExists, "has a label 'blue' already"),
-        (job("rename_class", "blue", "green"), AlreadyExists, "has a label 'green' already"),
-        (job("rename_class", "blue", "blue"), AlreadyExists, "has a label 'blue' already"),
-        (job("add_examples", "violet"), NotFound, "has no label 'violet'"),
-        (job("remove_class", "violet"), NotFound, "has no label 'violet'"),
-        (job("rename_class", "violet", "blue"), NotFound, "has no label 'violet'"),
-        (job("retrain", expected=2), Stale, "serves revision 1, not 2"),
-    ],
-)
-def test_check_change_refuses_what_the_parent_does_not_allow(
-    parent: Manifest, change: Job, error: type[Exception], message: str
-) -> None:
-    """The error has the label or the revision."""
-    with pytest.raises(error, match=message):
-        check_change(change, parent, DEFAULT_LIMITS)
+@each_kind
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(history=histories())
+def test_history_of_changes_equals_one_fit(sample: Sample, history: list[Step]) -> None:
+    """Labels, head and data digest equal those of one fit on the remaining inputs."""
+    labels, inputs = sample.labels, pool(sample)
+    with TemporaryDirectory() as directory:
+        repository = Repository(Path(directory) / "changed")
+        two = {label: inputs[label][:OWN] for label in labels[:2]}
+        sample.publish(repository, sample.model, sample.exemplars(two))
+        for step in history:
+            taken = [inputs[labels[label]][number] for label, number in step.names]
+            adds = step.kind in {"add_class", "add_examples"}
+            apply(
+                repository,
+                sample,
+                step.kind,
+                "" if step.label is None else labels[step.label],
+                taken if adds else (),
+                () if adds else [*map(sample.digest, taken)],
+            )
+        if not history:
+            return
+        fitted = Repository(Path(directory) / "fitted")
+        after = {
+            labels[label]: [inputs[labels[own]][number] for own, number in sorted(names)]
+            for label, names in history[-1].after.items()
+        }
+        expected = sample.publish(fitted, sample.model, sample.exemplars(after))
+        found = repository.manifest(sample.model, repository.serving(sample.model))
+        assert (found.labels, found.data_digest) == (expected.labels, expected.data_digest)
+        assert repository.head(found) == fitted.head(expected)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        job("add_class", "violet"),
-        job("add_examples", "blue"),
-        job("remove_class", "blue"),
-        job("rename_class", "blue", "violet"),
-        job("retrain", expected=1),
-    ],
-)
-def test_check_change_allows_valid_changes(parent: Manifest, change: Job) -> None:
-    """A valid change of each kind raises no error."""
-    check_change(change, parent, DEFAULT_LIMITS)
+@each_kind
+def test_bad_inputs_are_skipped_with_the_reason(tmp_path: Path, sample: Sample) -> None:
+    """A stored input that does not fit is left out, and so is a second copy."""
+    repository = kinds.repository(tmp_path)
+    label = sample.labels[4]
+    good = sample.contents(label, 5, 0)
+    result = apply(repository, sample, "add_class", label, [*good, sample.bad[0], good[0]])
+    assert result.images_used == 5
+    assert [(image.name, image.reason) for image in result.skipped] == [
+        (f"{label}-5", sample.bad[1]),
+        (f"{label}-6", "DUPLICATE"),
+    ]
+    assert sample.bad[2] in result.skipped[0].message
+    assert result.skipped[1].message == f"{sample.kind.same} as {label}-0"
 
 
-def test_remove_class_of_two_labels_is_not_ready(parent: Manifest) -> None:
-    """A model keeps at least two labels."""
-    two = replace(parent, labels=("blue", "green"))
-    with pytest.raises(NotReady, match="has 2 labels; at least 2 must remain"):
-        check_change(job("remove_class", "blue"), two, DEFAULT_LIMITS)
+def test_repository_of_all_kinds_is_sound(tmp_path: Path) -> None:
+    """Fsck finds nothing wrong, and gc keeps each backbone while a model has it."""
+    repository = kinds.repository(tmp_path)
+    assert [problem.text for problem in check(repository) if problem.severity == "error"] == []
+    collect(repository, keep=1, spare_seconds=0)
+    assert {info.name for info in repository.backbones()} == {sample.backbone for sample in KINDS}
 
 
-def test_add_class_at_the_limit_of_labels_is_not_ready(parent: Manifest) -> None:
-    """More images of an existing label are accepted."""
-    full = replace(DEFAULT_LIMITS, max_labels=4)
-    with pytest.raises(NotReady, match="has 4 labels; the limit is 4"):
-        check_change(job("add_class", "violet"), parent, full)
-    check_change(job("add_examples", "blue"), parent, full)
+@each_kind
+def test_export_is_of_images_alone(tmp_path: Path, sample: Sample) -> None:
+    """Others are an error with the reason, not a file that nothing can use."""
+    repository = kinds.repository(tmp_path)
+    if sample.name == "image":
+        assert export(repository, sample.model).model
+        return
+    with pytest.raises(NotReady, match=f"model {sample.model!r} takes .*{sample.name}") as caught:
+        export(repository, sample.model)
+    assert caught.value.reason == "INPUT_KIND"
 
 
-@pytest.mark.parametrize("kind", ["add_class", "add_examples"])
-def test_upload_above_the_limit_of_images_exceeds_the_quota(
-    parent: Manifest, kind: ChangeKind
-) -> None:
-    """The QuotaExceeded has the numbers."""
-    limits = replace(DEFAULT_LIMITS, max_images_per_model=82)
-    uploads = tuple(Upload(name=str(number), digest=NEW) for number in range(3))
-    change = job(kind, "violet" if kind == "add_class" else "blue")
-    check_change(replace(change, uploads=uploads[:2]), parent, limits)
-    with pytest.raises(QuotaExceeded, match="would have 83 images; the limit is 82") as caught:
-        check_change(replace(change, uploads=uploads), parent, limits)
-    assert (caught.value.subject, caught.value.reason) == ("models/colours", "TOO_MANY_IMAGES")
-
-
-def test_table_has_exactly_the_kinds_of_jobs() -> None:
-    """Each kind has its properties."""
-    assert set(KINDS) == set(get_args(ChangeKind))
-
-
-@pytest.mark.parametrize(
-    ("change", "description"),
-    [
-        (job("add_class", "violet"), "AddClass 'violet' (7 images)"),
-        (job("add_examples", "blue"), "AddExamples 'blue' (7 images)"),
-        (job("remove_class", "blue"), "RemoveClass 'blue'"),
-        (job("rename_class", "blue", "navy"), "RenameClass 'blue' to 'navy'"),
-        (job("retrain"), "Retrain"),
-        (
-            replace(job("add_classes"), labels=tuple("abcdefg")),
-            "AddClasses 'a', 'b', 'c', 'd', 'e' and 2 more (7 images)",
-        ),
-    ],
-)
-def test_describe_names_rpc_labels_and_images(change: Job, description: str) -> None:
-    """Only uploads have a number of images."""
-    assert describe(change, 7) == description
+def test_texts_of_one_digest_differ_in_bytes() -> None:
+    """Case and white space are no tokens; an unknown word is one."""
+    first, second = TEXT.twins
+    assert first != second
+    assert TEXT.digest(first) == TEXT.digest(second)
+    assert TEXT.digest(first) != TEXT.digest(b"salt the xyzzy")
+    with pytest.raises(ImageError):
+        TEXT.digest(TEXT.bad[0])

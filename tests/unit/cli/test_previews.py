@@ -1,4 +1,4 @@
-"""Thumbnails as half blocks."""
+"""Thumbnails as half blocks, and texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support.pictures import encode
 
-from topwork.cli.previews import COLUMNS, picture, shows_colours
+from topwork.cli.previews import COLUMNS, picture, shown, shows_colours
 from topwork.terminal import Console
 
 
@@ -47,3 +47,10 @@ def test_thumbnails_need_a_terminal_with_colours() -> None:
     assert not shows_colours(Console(file=io.StringIO()))
     assert not shows_colours(Console(force_terminal=True, color_system="standard"))
     assert shows_colours(Console(force_terminal=True, color_system="truecolor"))
+
+
+def test_text_is_shown_as_text() -> None:
+    """Control characters are escaped, and other kinds than texts and images have no preview."""
+    assert shown("text", "Grüße \x1b[31m".encode()).plain == "Grüße \\u001b[31m"
+    assert shown("text", b"").plain == shown("embedding", b"").plain == "(no preview)"
+    assert shown("image", jpeg((0, 0, 0))).plain.startswith("▀")

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from topwork.client import async_calls, blocking_calls
 from topwork.client.calls import classify_request
 from topwork.client.images import ImageLike, NamedImage, check_several, content, named
-from topwork.client.inputs import Content, Embedding, embeddings, to_input
+from topwork.client.inputs import Audio, Content, Embedding, embeddings, to_input
 from topwork.v1 import input_pb2 as input_pb
 
 UNREADABLE = "/proc/self/mem"
@@ -199,3 +199,18 @@ def test_requests_have_images_or_inputs() -> None:
     assert (list(request.images), len(request.inputs)) == ([b"a", b"b"], 0)
     request = classify_request("m", embeddings(ROWS), 0, 0)
     assert [list(each.embedding.values) for each in request.inputs] == ROWS.tolist()
+
+
+def test_sound_files_are_audio_by_their_suffix(tmp_path: Path) -> None:
+    """A path and an open file; bytes need ``Audio`` around them."""
+    path = tmp_path / "a.WAV"
+    path.write_bytes(b"RIFF")
+    assert content(path) == content(str(path)) == Audio(b"RIFF") == Audio.read(path)
+    with path.open("rb") as file:
+        assert content(file) == Audio(b"RIFF")
+    assert content(b"RIFF") == b"RIFF"
+    assert content(Audio(b"RIFF")) == Audio(b"RIFF")
+    assert len(Audio(b"RIFF")) == 4
+    assert to_input(Audio(b"RIFF")) == input_pb.Input(audio=b"RIFF")
+    path.rename(tmp_path / "a.jpg")
+    assert content(tmp_path / "a.jpg") == b"RIFF"

@@ -157,6 +157,11 @@ def test_similar_composition_is_not_alike() -> None:
     assert not alike(thumbnail(scenes[0]), thumbnail(scenes[1]))
 
 
+def test_previews_of_other_kinds_are_alike() -> None:
+    """Texts have no detail to compare, so near fingerprints are enough."""
+    assert alike(b"the cat", b"the dog")
+
+
 def test_blank_thumbnail_is_not_alike() -> None:
     """Without any detail the correlation is 0."""
     blank = thumbnail(np.full((224, 224, 3), 255, dtype=np.uint8))

@@ -148,3 +148,59 @@ def test_the_kind_is_found_by_its_spec_and_by_its_tag() -> None:
     stored = {"kind": "text", "tokenizer": "", "max_tokens": 4}
     assert spec_of(stored) == TextSpec(tokenizer=b"", max_tokens=4)
     assert SentText(b"abc").size == 3
+
+
+def test_tokens_are_counted_before_any_are_cut_off() -> None:
+    """The counts are of the whole text; the tokens that begin and end it are no words."""
+    counts = text.count_tokens(b"the salt of zzz a pan", texts.spec(max_tokens=4))
+    assert (counts.tokens, counts.words, counts.unknown) == (8, 6, 1)
+    assert counts.unknown_share == pytest.approx(1 / 6)
+
+
+def test_sequences_of_few_letters_are_no_near_duplicates() -> None:
+    """All have the same letters and pairs; one changed letter of 400 is still a near-duplicate."""
+    random = np.random.default_rng(0)
+    prints = []
+    for _ in range(20):
+        letters = random.choice(4, 400, p=(0.4, 0.3, 0.2, 0.1)).astype(np.int64)
+        changed = letters.copy()
+        changed[200] = 3 - changed[200]
+        prints += [text.fingerprint(letters), text.fingerprint(changed)]
+    bits_set = np.unpackbits(np.stack(prints), axis=1).astype(np.int64)
+    distances = np.abs(bits_set[:, None] - bits_set[None]).sum(axis=2)
+    pairs = distances[np.arange(0, 40, 2), np.arange(1, 40, 2)]
+    assert (pairs <= NEAR_DUPLICATE_BITS).mean() > 0.8
+    others = distances[::2, ::2][~np.eye(20, dtype=bool)]
+    assert others.min() > 2 * NEAR_DUPLICATE_BITS
+
+
+def test_tokenizer_without_its_unknown_token_is_refused() -> None:
+    """Its library would raise at the first unknown word, while the model serves."""
+    tokenizer = json.loads(texts.tokenizer_json())
+    tokenizer["model"] |= {"unk_token": "[other]"}
+    with pytest.raises(ValueError, match=r"for unknown ones, '\[other\]', is no word of it"):
+        text.spec_of(json.dumps(tokenizer).encode(), max_tokens=8)
+
+
+def test_tokenizer_that_adds_tokens_without_words_is_refused() -> None:
+    """The encoder has no row for them, so it would fail on every text."""
+    tokenizer = json.loads(texts.tokenizer_json())
+    tokenizer["post_processor"] |= {"cls": ["[CLS]", 9_999]}
+    with pytest.raises(ValueError, match="adds the token 9999 to texts, which has no word"):
+        text.spec_of(json.dumps(tokenizer).encode(), max_tokens=8)
+
+
+def test_text_on_which_the_tokenizer_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the library panics, which is no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def encode(self, _text: str) -> None:
+            raise Panic("index out of bounds")
+
+    monkeypatch.setattr(text, "_loaded", lambda *_: (Broken(), -1))
+    error = refusal(b"salt")
+    assert error.reason == "TEXT_INVALID"
+    assert "cannot be cut into tokens: index out of bounds" in str(error)

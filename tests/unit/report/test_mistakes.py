@@ -74,7 +74,7 @@ def test_unknown_file_names_are_ignored() -> None:
 
 def test_thumbnails_are_embedded_in_the_page() -> None:
     """A thumbnail is a data: URI of the exemplar's bytes."""
-    kind, _, encoded = gather(content()).others[0].thumbnail.partition(",")
+    kind, _, encoded = gather(content()).others[0].preview.uri.partition(",")
     assert kind == "data:image/jpeg;base64"
     assert base64.b64decode(encoded) == JPEG
 

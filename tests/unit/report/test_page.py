@@ -130,7 +130,7 @@ def test_nothing_is_fetched(page: Page) -> None:
     raw = render(full(content()))
     assert not re.search(r"https?:|//|url\(|@import", re.sub(r'src="data:[^"]*"', "", raw))
     assert [meta["content"] for meta in page.all("meta") if "http-equiv" in meta] == [
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
     ]
     assert [tag for tag, _ in page.elements].index("style") > 3  # html, head, charset, policy

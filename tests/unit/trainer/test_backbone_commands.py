@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
-from support import onnx_files
+from support import onnx_files, sounds, text_encoders
 
 from topwork.bundle.store import Repository
 from topwork_trainer import backbones
@@ -39,6 +40,63 @@ def test_add_stores_an_onnx_file(file: Path, tmp_path: Path) -> None:
     assert "pixels: 0 to 1, minus 0.5, divided by 1 (as told)" in done.output
     assert "ms per image" in done.output
     assert candidates(Repository(root))[-1] == "own"
+
+
+def test_add_stores_a_text_encoder(tmp_path: Path) -> None:
+    """A file with its tokenizer and a folder of both are the same backbone."""
+    files = text_encoders.folder(tmp_path / "encoder", text_encoders.encoder())
+    command = ("backbone", "add", "words", "--repository", tmp_path / "r", "--max-tokens", 32)
+    done = run(*command, "--onnx", files / "model.onnx", "--tokenizer", files / "tokenizer.json")
+    assert done.exit_code == 0, done.output
+    assert "texts up to 32 tokens, of a vocabulary of 51" in done.output
+    assert "input 32 tokens, embedding 16, fp32, licence unknown" in done.output
+    again = json.loads(run(*command, "--encoder", files, "--json").output)
+    assert (again["max_tokens"], again["image_size"], again["width"]) == (32, None, 16)
+    assert Repository(tmp_path / "r").added_backbones() == {"words": again["digest"]}
+    listed = json.loads(run("backbones", "words", "--repository", tmp_path / "r", "--json").stdout)[
+        "backbones"
+    ]
+    assert [(row["name"], row["max_tokens"]) for row in listed] == [("words", 32)]
+
+
+def test_add_stores_an_encoder_of_audio(tmp_path: Path) -> None:
+    """With the windows that the options say."""
+    onnx.save(sounds.waveform_model(), tmp_path / "model.onnx")
+    done = run(
+        *("backbone", "add", "log-mel", "--repository", tmp_path / "r", "--onnx"),
+        *(tmp_path / "model.onnx", "--audio-rate", 8000, "--window", 0.5, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["audio_rate"], found["image_size"], found["width"]) == (8000, None, 32)
+    assert "windows of 0.5 s every 0.5 s; recordings up to 60 s" in found["notes"]
+    listed = run("backbones", "log-mel", "--repository", tmp_path / "r")
+    assert "8000 Hz" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokenizer", "t"], "--tokenizer needs --onnx"),
+        (["--encoder", ".", "--onnx", "own.onnx"], "graph and tokenizer in one folder"),
+        (["--encoder", ".", "--range", "1"], "--range is for images"),
+        (["--encoder", ".", "--pooling", "both"], "the pooling of texts is mean or cls"),
+        (["--onnx", "own.onnx", "--normalise"], "--normalise needs --tokenizer or --encoder"),
+        (["--max-tokens", "8"], "--max-tokens needs --onnx"),
+        (["--audio-rate", "8000"], "--audio-rate needs --onnx"),
+        (["--onnx", "own.onnx", "--window", "1"], "--window needs --audio-rate"),
+        (["--onnx", "own.onnx", "--audio-rate", "8000", "--mean", "1"], "--mean is for images"),
+        (["--encoder", ".", "--audio-rate", "8000"], "--audio-rate is for audio"),
+    ],
+)
+def test_add_refuses_options_of_another_kind(
+    file: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    """Options of images and of texts are not mixed."""
+    monkeypatch.chdir(file.parent)
+    Path("t").touch()
+    done = run("backbone", "add", "own", "--repository", "r", *options)
+    assert message in str(done.exception)
 
 
 def test_add_moves_a_name_only_if_asked(file: Path, tmp_path: Path) -> None:
@@ -118,6 +176,7 @@ def test_list_has_measured_backbones(exported: Path, monkeypatch: pytest.MonkeyP
     assert found["resnet18"] == {
         "name": "resnet18",
         "image_size": 224,
+        "max_tokens": None,
         "width": 512,
         "megabytes": pytest.approx(44.7, abs=0.2),
         "milliseconds": None,

@@ -14,8 +14,9 @@ from topwork.bundle.store import Repository
 from topwork.runtime.backend import open_session
 from topwork_trainer.backbones import BackboneChoice, plans
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.onnx_import import embedding_milliseconds
 from topwork_trainer.backbones.prepare import prepare_backbone
+from topwork_trainer.backbones.timing import embedding_milliseconds
+from topwork_trainer.kinds import sizes_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +24,20 @@ class Row:
     """Properties of a backbone."""
 
     name: str
-    image_size: int
-    """Side of the input in pixels."""
+    image_size: int | None
+    """Side of the input in pixels; None: it takes no images."""
     width: int
     """Width of the embedding."""
     megabytes: float
     """Size of the network in fp32."""
     milliseconds: float | None
-    """Time to embed an image on one core of this machine; None: not measured."""
+    """Time to embed an image, a text of 64 tokens, or a window of audio, on one core; None: not
+    measured."""
     licence: str
+    max_tokens: int | None = None
+    """Tokens of the longest text; None: it takes no texts."""
+    audio_rate: int | None = None
+    """Rate of audio in Hz; None: it takes no audio."""
     weights: str
     """``here``, ``added`` to the repository, or ``download``."""
 
@@ -81,10 +87,10 @@ def _row(repository: Repository, info: BackboneInfo, weights: str, name: str = "
     session = open_session(model, output="embedding")
     return Row(
         name=name or info.name,
-        image_size=info.image_spec.crop,
+        **sizes_json(info.preprocess),
         width=info.width,
         megabytes=len(model) / 1e6,
-        milliseconds=embedding_milliseconds(session, info.image_spec.crop),
+        milliseconds=embedding_milliseconds(session, info.preprocess),
         licence=info.licence,
         weights=weights,
     )

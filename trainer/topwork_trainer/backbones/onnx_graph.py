@@ -59,7 +59,8 @@ def find_input(
         raise ValueError(f"its input {value.name!r} is {name}; it must be float or uint8")
     dims = [dim.dim_value or None for dim in kind.shape.dim]
     if len(dims) != 4:
-        raise ValueError(f"its input {value.name!r} has {len(dims)} dimensions, not four")
+        hint = "; pass --audio-rate if it takes waveforms" * (len(dims) == 2)
+        raise ValueError(f"its input {value.name!r} has {len(dims)} dimensions, not four{hint}")
     places = {"NCHW": 1, "NHWC": 3}
     if layout is None:
         fitting: list[Layout] = [each for each in ("NCHW", "NHWC") if dims[places[each]] == 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,9 +14,8 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import Corrupt
 from topwork.inputs.preprocess import DEEP_GREY, Interpolation, PreprocessSpec
-from topwork.inputs.probe_images import LATEST, probe_images
 from topwork.runtime.agreement import expect
-from topwork.runtime.backend import Session, open_session, software_versions
+from topwork.runtime.backend import open_session, software_versions
 from topwork_trainer.backbones import (
     LEAST_IMAGE_SIZE,
     MOST_IMAGE_SIZE,
@@ -29,6 +27,7 @@ from topwork_trainer.backbones.onnx_wrap import Pool, Pooling, free_batch, wrap
 from topwork_trainer.backbones.parity import ExportError, check_parity, structured_images
 from topwork_trainer.backbones.plans import Rgb
 from topwork_trainer.backbones.stamp import stamped
+from topwork_trainer.backbones.timing import embedding_milliseconds
 
 IDENTITY = "onnx:"
 """Beginning of the identity of imported backbones."""
@@ -36,8 +35,10 @@ IDENTITY = "onnx:"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Statistics of ImageNet's pixels from 0 to 1, which most networks were trained with."""
 
-_TIMED_RUNS = 5
-_QUANTISED = {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"}
+_QUANTISED = {
+    *("QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"),
+    *("DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +66,13 @@ class ImportedBackbone:
     """A backbone made of an ONNX file."""
 
     onnx: bytes
-    """Input ``image`` uint8 (N, crop, crop, 3), RGB; output ``embedding`` float32 (N, D)."""
+    """Input ``image`` uint8 (N, crop, crop, 3), RGB, or ``tokens`` int64 (N, T); output
+    ``embedding`` float32 (N, D)."""
     info: BackboneInfo
     notes: tuple[str, ...]
     """What was found in the graph or assumed, a sentence each."""
     milliseconds: float
-    """Time to embed an image on one core of this machine."""
+    """Time to embed an image, or a text of 64 tokens, on one core of this machine."""
 
 
 def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
@@ -88,15 +90,9 @@ def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
         raise onnx_file.unusable(source.file, "its graph is malformed") from error
 
 
-def embedding_milliseconds(session: Session, side: int) -> float:
-    """Return the least CPU time of this thread to embed an image, in milliseconds."""
-    image = probe_images(LATEST, side)[:1]
-    seconds = []
-    for _ in range(_TIMED_RUNS):
-        start = time.thread_time()
-        session.run(image)
-        seconds.append(time.thread_time() - start)
-    return 1000 * min(seconds)
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Return whether a graph computes with integers of 8 bits."""
+    return any(node.op_type in _QUANTISED for node in onnx_file.nodes_of(model.graph))
 
 
 def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> ImportedBackbone:
@@ -135,7 +131,6 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         parity = check_parity(expected, actual, reference="the original graph")
     except Exception as error:  # ONNX Runtime's errors share no class
         raise ValueError(_why_not_any(given, error)) from error
-    quantised = any(node.op_type in _QUANTISED for node in onnx_file.nodes_of(bare.graph))
     width = expected.shape[1]
     info = BackboneInfo(
         name=name,
@@ -143,7 +138,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         digest=sha256(model),
         preprocess=spec,
         width=width,
-        precision="int8" if quantised else "fp32",
+        precision="int8" if is_quantised(bare) else "fp32",
         licence=source.licence,
         source=source.file.name,
         weights_digest=onnx_file.digest(source.file),
@@ -158,7 +153,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
         + (f"; the classifier {classifier} is cut off (--output keeps it)" if classifier else ""),
     )
     return ImportedBackbone(
-        onnx=model, info=info, notes=notes, milliseconds=embedding_milliseconds(session, given.size)
+        onnx=model, info=info, notes=notes, milliseconds=embedding_milliseconds(session, spec)
     )
 
 

@@ -9,7 +9,8 @@ from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput
-from topwork.inputs.preprocess import DEEP_GREY
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
@@ -19,6 +20,7 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.onnx_import import IDENTITY
 from topwork_trainer.backbones.parity import ExportError
 from topwork_trainer.backbones.stamp import stamped
+from topwork_trainer.kinds import NOUNS
 
 
 def prepare_backbone(
@@ -63,6 +65,35 @@ def prepare_backbone(
         return info
 
 
+def added_names(repository: Repository, kind: str) -> list[str]:
+    """Return the names of the added backbones that take inputs of the kind. Raises Corrupt."""
+    return [
+        name
+        for name, digest in repository.added_backbones().items()
+        if kind_of(repository.backbone_info(digest).preprocess).name == kind
+    ]
+
+
+def missing_backbone(kind: str) -> str:
+    """Return the message that there is no backbone for inputs of a kind."""
+    options = "--onnx FILE --audio-rate HZ" if kind == "audio" else "--encoder FOLDER"
+    return (
+        f"{NOUNS[kind]}s need a backbone that takes them: add one to the repository with "
+        f"`topwork-train backbone add NAME {options} --repository ...`, and pass --backbone NAME"
+    )
+
+
+def check_kind(info: BackboneInfo, kind: str) -> None:
+    """Raise InvalidInput if a backbone takes inputs of another kind."""
+    if (taken := kind_of(info.preprocess).name) != kind:
+        raise InvalidInput(
+            f"the backbone {info.name!r} takes inputs of the kind {taken!r}, and the data has the "
+            f"kind {kind!r}",
+            field="backbone",
+            reason="INPUT_KIND",
+        )
+
+
 def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInfo | None:
     """Return the imported backbone that ``choice`` names; None if it names another backbone.
 
@@ -75,11 +106,12 @@ def find_imported(repository: Repository, choice: BackboneChoice) -> BackboneInf
         info = repository.backbone_info(names[part])
         if not info.identity.startswith(IDENTITY):
             continue
-        own_size = choice.image_size in {None, info.image_spec.crop}
+        size = info.preprocess.crop if isinstance(info.preprocess, PreprocessSpec) else None
+        own_size = choice.image_size in {None, size}
         if choice.name != part or choice.weights or choice.views != 1 or not own_size:
             raise InvalidInput(
-                f"{part!r} was added from an ONNX file, so it cannot be joined and has no other"
-                f" weights, views or image size than {info.image_spec.crop}",
+                f"{part!r} was added from a file of its own, so it cannot be joined and has no"
+                " other weights, views or image size" + (f" than {size}" if size else ""),
                 field="backbone",
             )
         return info
@@ -136,7 +168,11 @@ def _stored(repository: Repository, identity: str) -> BackboneInfo | None:
 
     An export with an earlier mapping of deep greyscale is copied with the current one.
     """
-    candidates = [info for info in repository.backbones() if info.identity == identity]
+    candidates = [
+        info
+        for info in repository.backbones()
+        if info.identity == identity and isinstance(info.preprocess, PreprocessSpec)
+    ]
     for info in sorted(candidates, key=lambda info: info.image_spec.deep_grey != DEEP_GREY):
         try:
             model = repository.backbone_model(info.digest)

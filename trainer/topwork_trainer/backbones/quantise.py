@@ -1,12 +1,11 @@
-"""Quantisation of a backbone to int8, and the gate that decides whether to use it."""
+"""Quantisation of a backbone to int8."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -15,24 +14,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from topwork.bundle.manifest import PrecisionGate
 from topwork.errors import TopworkError
 from topwork.inputs.image import Pixels
-from topwork_trainer.fit.paired import paired
 
 T = TypeVar("T")
 
 CALIBRATION_IMAGES = 128
 """Raising it makes calibration slower; 64 and 256 gave the same accuracy within 0.1 points."""
-
-MOST_LOSS = 0.5
-"""Raising it accepts int8 with a larger loss of accuracy, in percentage points."""
-
-LEAST_SPEED = 1.05
-"""Raising it demands more speed of int8; a smaller ratio to fp32 can be noise of the clock."""
-
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Maps images (N, crop, crop, 3), RGB, to embeddings (N, D)."""
 
 
 class QuantisationError(TopworkError):
@@ -110,7 +98,14 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
     if not any(node.op_type == "QuantizeLinear" for node in quantised.graph.node):
         kinds = ", ".join(sorted({node.op_type for node in quantised.graph.node}))
         raise QuantisationError(f"nothing in the graph can be quantised; it has {kinds}")
-    # The tools leave notes for each other: domains that no node uses, shapes, metadata.
+    return _without_notes(quantised, model)
+
+
+def _without_notes(quantised: onnx.ModelProto, model: bytes) -> bytes:
+    """Return a quantised graph with the metadata of ``model``, from which it was made.
+
+    The tools leave notes for each other: domains that no node uses, shapes, metadata.
+    """
     domains = {node.domain for node in quantised.graph.node}
     used = [opset for opset in quantised.opset_import if opset.domain in domains]
     del quantised.opset_import[:], quantised.graph.value_info[:], quantised.metadata_props[:]
@@ -119,66 +114,38 @@ def quantise(model: bytes, calibration: Iterable[Pixels]) -> bytes:
     return quantised.SerializeToString(deterministic=True)
 
 
-def speed_ratio(
-    fp32: Embed,
-    int8: Embed,
-    pixels: Pixels,
-    *,
-    seconds: float = 1.5,
-    clock: Callable[[], float] = time.thread_time,
-) -> float:
-    """Return the ratio of fp32's to int8's time to embed an image; both must use one thread.
+def quantise_texts(model: bytes) -> bytes:
+    """Return the int8 graph of an fp32 text encoder, with the same input, output and metadata.
 
-    The median over at least five pairs of runs, fp32 and int8 first in turns, for ``seconds`` after
-    a warm-up. Each run is timed by the CPU time of this thread: on a machine with a load of 2 to 3
-    times its cores that gave 2.00 to 2.04 where the wall clock gave 1.38 to 1.89.
+    The products with weights are of 8 bits: the weights per channel, the tokens' rows with a scale
+    that each run computes (dynamic quantisation), which needs no calibration. Everything else stays
+    float. The scale is that of a run, and every text is a run of its own, so its embedding depends
+    on that text alone. Equal arguments give equal bytes. Raises QuantisationError if there is
+    nothing that can be quantised.
+
+    MiniLM-L6, 64 tokens, one thread with AVX512-VNNI: 2.4 times as fast as fp32, with a cosine of
+    0.994 to 0.997; with one scale per weight tensor as fast, and 0.956 to 0.975; with weights of 7
+    bits (``reduce_range``) as fast, and 0.992 to 0.996.
     """
-    batch = np.ascontiguousarray(pixels[None])
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    def measure(run: Embed) -> float:
-        start = clock()
-        run(batch)
-        return clock() - start
-
-    measure(fp32)  # the first run allocates memory
-    measure(int8)
-    ratios: list[float] = []
-    until = time.monotonic() + seconds
-    while len(ratios) < 5 or time.monotonic() < until:
-        if len(ratios) % 2:
-            slow, fast = measure(fp32), measure(int8)
-        else:
-            fast, slow = measure(int8), measure(fp32)
-        ratios.append(slow / fast)
-    return float(np.median(ratios))
-
-
-def gate(
-    fp32_right: NDArray[np.bool_], int8_right: NDArray[np.bool_], *, speed_ratio: float
-) -> PrecisionGate:
-    """Decide whether to use int8, from whether each head was right on each of N images, both (N,).
-
-    The heads must be judged on the same folds. int8 is used if it loses at most MOST_LOSS points
-    and is at least LEAST_SPEED times as fast on this machine.
-    """
-    difference = paired(int8_right, fp32_right)
-    loss, low, high = (-100 * gain for gain in (difference.gain, difference.high, difference.low))
-    images = difference.images
-    cost = f"loses {loss:.2f} points of accuracy ({low:.2f} to {high:.2f}) on {images} images"
-    if loss > MOST_LOSS:
-        taken, why = False, f"int8 {cost}; the limit is {MOST_LOSS}"
-    elif not speed_ratio >= LEAST_SPEED:
-        taken, why = False, f"int8 is only {speed_ratio:.2f} times as fast; required: {LEAST_SPEED}"
-    else:
-        taken, why = True, f"int8 is {speed_ratio:.2f} times as fast and {cost}"
-    return PrecisionGate(
-        taken=taken,
-        loss_points=loss,
-        loss_low=low,
-        loss_high=high,
-        speed_ratio=speed_ratio,
-        why=why,
-    )
+    with tempfile.TemporaryDirectory(prefix="topwork-") as folder, _no_logs():
+        original, result = (Path(folder, f"{name}.onnx") for name in ("in", "out"))
+        original.write_bytes(model)
+        try:
+            quantize_dynamic(
+                original,
+                result,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
+            quantised = onnx.load(result)
+        except Exception as error:  # ONNX Runtime's quantiser raises errors of many types
+            raise QuantisationError(f"ONNX Runtime cannot quantise the encoder: {error}") from error
+    if not any(node.op_type == "MatMulInteger" for node in quantised.graph.node):
+        raise QuantisationError("the encoder has no product with weights that can be quantised")
+    return _without_notes(quantised, model)
 
 
 class _CalibrationReader:

@@ -7,17 +7,26 @@ from dataclasses import asdict
 
 import onnx
 
-from topwork.inputs.preprocess import PreprocessSpec
+from topwork.bundle.files import sha256
+from topwork.inputs.spec import InputSpec
 
 SPEC_KEY = "topwork.preprocess"
 
 
-def stamped(model: bytes, spec: PreprocessSpec) -> bytes:
+def stamped(model: bytes, spec: InputSpec) -> bytes:
     """Return a graph with ``spec`` in its metadata.
 
     A backbone is stored under the digest of its graph, so graphs that differ only in the
-    preprocessing of their images need different bytes.
+    preparation of their inputs need different bytes.
     """
     graph = onnx.load_from_string(model)
-    onnx.helper.set_model_props(graph, {SPEC_KEY: json.dumps(asdict(spec), sort_keys=True)})
+    onnx.helper.set_model_props(graph, {SPEC_KEY: json.dumps(spec_facts(spec), sort_keys=True)})
     return graph.SerializeToString(deterministic=True)
+
+
+def spec_facts(spec: InputSpec) -> dict[str, object]:
+    """Return the fields of a spec as JSON data; bytes, such as a tokenizer, by their sha256."""
+    fields: dict[str, object] = asdict(spec)  # type: ignore[call-overload]  # subclasses are dataclasses
+    return {
+        key: sha256(value) if isinstance(value, bytes) else value for key, value in fields.items()
+    }

@@ -17,7 +17,13 @@ from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
+from topwork_trainer.cli.options import (
+    cache_option,
+    data_argument,
+    kind_option,
+    show_folders,
+    split_names,
+)
 
 MOST_SHOWN = 10
 """Raising it prints more file names of a finding and more findings of a kind; --json has all."""
@@ -30,8 +36,10 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Repository that stores the exported backbone. Default: a temporary folder.",
+    help="Repository that stores the exported backbone, or has the text encoder. Default: a "
+    "temporary folder.",
 )
+@kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--backbone", default=backbones.DEFAULT, help="Backbone, one of `topwork-train backbones`."
@@ -50,6 +58,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 def audit(
     data: Path,
     repository: Path | None,
+    kind: str,
     classes: str | None,
     backbone: str,
     seed: int,
@@ -57,7 +66,7 @@ def audit(
     as_json: bool,
     strict: bool,
 ) -> None:
-    """Audit the labelled photos in DATA, given as for fit.
+    """Audit the labelled photos or texts in DATA, given as for fit.
 
     Reports unreadable files, duplicates, suspected wrong labels and more, and changes nothing. A
     person must check suspected labels: the photo may only be unusual. If DATA holds the splits of
@@ -68,6 +77,7 @@ def audit(
     config = module.AuditConfig(
         data=data,
         repository=repository,
+        kind=kind,
         classes=split_names(classes),
         backbone=backbone,
         seed=seed,
@@ -96,7 +106,7 @@ def audit(
 def _show(console: Console, audited: Audit) -> None:
     if audited.counts:
         rows = [(label, str(count)) for label, count in audited.counts.items()]
-        console.print(tables.table(("label", "usable images"), rows))
+        console.print(tables.table(("label", "usable"), rows))
     show_folders(console, (), audited.notes)  # the findings include left_out
     kinds = groupby(audited.findings, key=lambda finding: (finding.severity, finding.kind))
     for (severity, kind), group in kinds:

@@ -16,12 +16,12 @@ SECTIONS = {
         ),
         "rank": Lazy(
             "topwork_trainer.cli.rank:rank",
-            "Compare backbones on a sample of the photos in DATA.",
+            "Compare backbones on a sample of the photos or texts in DATA.",
             "topwork-train rank photos",
         ),
         "audit": Lazy(
             "topwork_trainer.cli.audit:audit",
-            "Audit the labelled photos in DATA, given as for fit.",
+            "Audit the labelled photos or texts in DATA, given as for fit.",
             "topwork-train audit photos",
         ),
     },

@@ -16,16 +16,23 @@ from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
 from topwork.terminal import Console, LocalPath
-from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.finetuning import finetuning_config, finetuning_options
-from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
+from topwork_trainer.cli.fit_json import fit_json
+from topwork_trainer.cli.options import (
+    cache_option,
+    data_argument,
+    kind_option,
+    show_folders,
+    split_names,
+)
 from topwork_trainer.fit.fit import FitConfig, FitResult
-from topwork_trainer.fit.held_out import SplitResult
+from topwork_trainer.kinds import noun_of, size_text
 
 MOST_LABELS = 12
 """Raising it prints larger confusion matrices, as long as the terminal is wide enough."""
@@ -55,6 +62,7 @@ class _OrAuto(click.ParamType[Any]):
     type=click.Path(file_okay=False, path_type=Path),
     help="Repository in which the revision is published.",
 )
+@kind_option("image", "text", "audio", "embedding")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--space",
@@ -166,6 +174,10 @@ def fit(
     and val or test, the model is trained on train only and tested on the others. Files that are
     left out are listed with the reason.
 
+    DATA may also be texts: folders of .txt files, tables with columns text and label, or FASTA
+    files; or recordings in folders, .wav, .flac, .ogg or .mp3. They need the --backbone of an
+    encoder of texts or audio; see `topwork-train backbone add`.
+
     DATA may also be embeddings that you have computed: one .npz with embeddings and labels, or a
     folder with one folder of .npy files per class.
 
@@ -185,78 +197,15 @@ def fit(
     with progress.stages() as on_progress:
         result = module.fit(config, on_progress)
     if as_json:
-        print(json.dumps(_json(result)))
+        print(json.dumps(fit_json(result)))
     else:
         _show(tables.console(), result)
 
 
-def _json(result: FitResult) -> dict[str, object]:
-    metrics, manifest = result.metrics, result.manifest
-    return {
-        "model": manifest.model,
-        "revision": manifest.revision,
-        "labels": list(manifest.labels),
-        "accuracy": metrics.accuracy,
-        "accuracy_low": metrics.accuracy_low,
-        "accuracy_high": metrics.accuracy_high,
-        "per_class": {
-            label.label: {
-                "images": label.images,
-                "precision": label.precision,
-                "recall": label.recall,
-            }
-            for label in metrics.per_label
-        },
-        "seconds": result.seconds,
-        "log_loss": metrics.log_loss,
-        "folds": metrics.folds,
-        "images": metrics.images,
-        "confusion": [list(row) for row in metrics.confusion],
-        "backbone": result.backbone.name,
-        "seed": manifest.seed,
-        "data_digest": manifest.data_digest,
-        "skipped": _skipped_json(result.skipped),
-        "head": {
-            "kind": manifest.chosen.kind,
-            "normalisation": manifest.chosen.normalisation,
-            "strength": manifest.chosen.strength,
-        },
-        "ece": metrics.ece,
-        "unknown_auroc": metrics.unknown.auroc if metrics.unknown else None,
-        "precision": result.backbone.precision,
-        "image_size": result.backbone.image_spec.crop if result.backbone.has_graph else None,
-        "notes": list(result.notes),
-        "held_out": [_split_json(split) for split in result.held_out],
-        "left_out": [group.json() for group in result.left_out],
-        "findings": [
-            {"kind": finding.kind, "severity": finding.severity, "message": finding.message}
-            for finding in result.findings
-        ],
-        "report": file_name(result.report),
-    }
-
-
-def _split_json(split: SplitResult) -> dict[str, object]:
-    accuracy, low, high = split.interval or (None, None, None)
-    return {
-        "split": split.split,
-        "images": split.images,
-        "accuracy": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "repeated": split.repeated,
-        "related": split.related,
-        "skipped": _skipped_json(split.skipped),
-    }
-
-
-def _skipped_json(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    return [{"image": image.name, "error": image.message} for image in skipped]
-
-
 def _show(console: Console, result: FitResult) -> None:
     metrics, manifest = result.metrics, result.manifest
-    headers = ("label", "images", "precision", "recall")
+    inputs = f"{noun_of(kind_of(result.backbone.preprocess).name)}s"
+    headers = ("label", inputs, "precision", "recall")
     rows = [
         (label.label, str(label.images), f"{label.precision:.3f}", f"{label.recall:.3f}")
         for label in metrics.per_label
@@ -281,7 +230,7 @@ def _show(console: Console, result: FitResult) -> None:
     console.print(
         f"{manifest.model} revision {manifest.revision} serves: accuracy {metrics.accuracy:.3f}, "
         f"95 % interval {metrics.accuracy_low:.3f} to {metrics.accuracy_high:.3f} "
-        f"({metrics.folds}-fold, {metrics.images} images), calibration error {metrics.ece:.3f}"
+        f"({metrics.folds}-fold, {metrics.images} {inputs}), calibration error {metrics.ece:.3f}"
         f"{unknown}\n"
         f"{_input(result.backbone)}; {chosen.kind} on {chosen.normalisation}, strength "
         f"{chosen.strength:g}; seed {manifest.seed}, data {manifest.data_digest[:12]}\n"
@@ -295,7 +244,7 @@ def _show(console: Console, result: FitResult) -> None:
 def _input(backbone: BackboneInfo) -> str:
     if not backbone.has_graph:
         return f"embeddings of the space {backbone.name}, {backbone.width} numbers"
-    return f"{backbone.name} at {backbone.image_spec.crop}, {backbone.precision}"
+    return f"{backbone.name} at {size_text(backbone.preprocess)}, {backbone.precision}"
 
 
 def _count(findings: Sequence[Finding]) -> str:

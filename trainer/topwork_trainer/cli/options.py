@@ -16,6 +16,16 @@ from topwork.terminal import Console, LocalPath
 data_argument = click.argument("data", type=LocalPath(path_type=Path))
 
 
+def kind_option(*kinds: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds --kind, passed as ``kind``; empty: found by the files."""
+    return click.option(
+        "--kind",
+        type=click.Choice(kinds),
+        callback=lambda _context, _option, value: value or "",
+        help="Kind of DATA. Default: found by the files.",
+    )
+
+
 def cache_directory() -> Path:
     """Return the default cache directory, below $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME", "")

@@ -24,7 +24,13 @@ from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, Backbon
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.cli import progress
-from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
+from topwork_trainer.cli.options import (
+    cache_option,
+    data_argument,
+    kind_option,
+    show_folders,
+    split_names,
+)
 from topwork_trainer.data import scan
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.ranking import rank as module
@@ -59,11 +65,13 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
     type=click.IntRange(min=1),
     help="Approximate number of photos in the sample, spread evenly over the classes.",
 )
+@kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Repository that stores the exported backbones. Default: a temporary folder.",
+    help="Repository that stores the exported backbones, and has text encoders. Default: a "
+    "temporary folder.",
 )
 @cache_option
 @click.option(
@@ -79,23 +87,24 @@ def rank(
     image_size: int | None,
     views: int | None,
     size: int,
+    kind: str,
     classes: str | None,
     repository: Path | None,
     cache: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare backbones on a sample of the photos in DATA.
+    """Compare backbones on a sample of the photos or texts in DATA.
 
     DATA is given as for fit. For each backbone the table has the cross-validated accuracy of the
     head that a fit would learn, the accuracy of the 5 nearest neighbours (kNN), the time in
-    milliseconds to decode and embed one photo on one core, the file size in MB and the width of
+    milliseconds to prepare and embed one of them on one core, the file size in MB and the width of
     the embedding.
     """
-    photos = scan(data, classes=split_names(classes))
+    photos = scan(data, classes=split_names(classes), kind=kind)
     with ExitStack() as stack:
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        names = split_names(wanted) or module.candidates(Repository(root))
+        names = split_names(wanted) or module.candidates(Repository(root), photos.kind)
         choices = _choices(names, image_size, views)
         attempts = Attempts(
             repository=Repository(root),

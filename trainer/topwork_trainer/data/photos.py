@@ -1,4 +1,4 @@
-"""Photos to train on, held-out photos, and the check that each class has enough."""
+"""Photos, or texts, to train on, held-out ones, and the check that each class has enough."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from topwork.limits import InputLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photos:
-    """Photos to train on, held-out photos, and files that are left out."""
+    """Photos, or inputs of another kind, to train on, held-out ones, and what is left out."""
 
+    kind: str = "image"
+    """Name of their kind; see ``topwork.inputs.kinds``."""
     labels: tuple[str, ...]
     """Sorted."""
     train: tuple[Photo, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from topwork.bundle.names import check_label
 from topwork.errors import InvalidInput
-from topwork.inputs.data.layouts import read
+from topwork.inputs.data.layouts import find_kind, read
 from topwork.inputs.data.photos import Found, Photo, Split
 from topwork.inputs.data.tables import list_columns
 from topwork.inputs.data.test_set import read_test_set
@@ -18,21 +18,27 @@ from topwork.inputs.folders import by_reason
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.printable import file_name, printable
 from topwork_trainer.data.photos import Photos, check_counts
+from topwork_trainer.kinds import NOUNS
 
 
 def scan(
-    data: Path, *, classes: Sequence[str] | None = None, limits: InputLimits = DEFAULT_LIMITS
+    data: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    kind: str = "",
+    limits: InputLimits = DEFAULT_LIMITS,
 ) -> Photos:
-    """Return the labelled photos of ``data``, in any layout that docs/training.md describes.
+    """Return the labelled photos or texts of ``data``, in any layout of docs/training.md.
 
     ``classes`` names the labels to use, in any Unicode form; default: all that have photos.
+    ``kind`` is ``image`` or ``text``; empty: found by the files.
 
     Raises InvalidInput if ``data`` has no known layout, if a class is missing, has an invalid name
     or too few files, if there are fewer than two classes, or if all photos of a class belong to the
     same group, so that no head could be evaluated on them.
     """
     wanted = None if classes is None else {unicodedata.normalize("NFC", name) for name in classes}
-    found = read(data, wanted)
+    kind, found = (kind, read(data, wanted, kind)) if kind else find_kind(data, wanted)
     if not found.train.photos and found.held_out:
         present = ", ".join(found.held_out)
         raise InvalidInput(
@@ -48,17 +54,18 @@ def scan(
         omitted += split.omit("empty", split.photos.keys() - {*split.classes(), *labels})
     left_out = by_reason(omitted)
     more = f"; left out: {', '.join(map(str, left_out))}" if left_out else ""
-    _check_labels(data, labels, found, limits, more)
+    _check_labels(data, labels, found, limits, kind=kind, more=more)
     train = found.train.photos_of(labels)
     check_counts(Counter(photo.label for photo in train), labels, limits=limits, more=more)
     _check_groups(train)
     held_out = {name: other.photos_of(labels) for name, other in found.held_out.items()}
     return Photos(
+        kind=kind,
         labels=labels,
         train=train,
         held_out=held_out,
         left_out=left_out,
-        notes=(*_unused(found), *found.notes, *_notes(train, held_out)),
+        notes=(*_unused(found), *found.notes, *_notes(train, held_out, kind)),
     )
 
 
@@ -69,14 +76,14 @@ def add_test_set(photos: Photos, data: Path) -> Photos:
     used. Raises InvalidInput if ``data`` has no known layout, has splits but no test split, or has
     no photo of a trained label.
     """
-    found = read_test_set(data)
+    found = read_test_set(data, photos.kind)
     omitted = list(found.omitted)
     for split in found.splits:
         omitted += split.omit("untrained", set(split.classes()) - set(photos.labels))
     tested = found.photos_of(photos.labels)
     if not tested:
         raise InvalidInput(
-            f"{file_name(data)} has no photo of a trained class; its classes are "
+            f"{file_name(data)} has no {NOUNS[photos.kind]} of a trained class; its classes are "
             f"{_few(found.labels())}",
             field="test",
         )
@@ -88,12 +95,18 @@ def add_test_set(photos: Photos, data: Path) -> Photos:
         photos,
         held_out={**photos.held_out, name: tested},
         left_out=by_reason([*before, *((reason, f"{name}/{each}") for reason, each in omitted)]),
-        notes=(*photos.notes, *found.notes, *_held_out({name: tested})),
+        notes=(*photos.notes, *found.notes, *_held_out({name: tested}, photos.kind)),
     )
 
 
 def _check_labels(
-    data: Path, labels: Sequence[str], found: Found, limits: InputLimits, more: str
+    data: Path,
+    labels: Sequence[str],
+    found: Found,
+    limits: InputLimits,
+    *,
+    kind: str,
+    more: str,
 ) -> None:
     train = found.train
     for label in labels:
@@ -105,13 +118,13 @@ def _check_labels(
             )
         if label not in train.photos and not train.folders and train.photos:
             raise InvalidInput(
-                f"{file_name(data)} has no photo of class {label!r}; its classes are "
+                f"{file_name(data)} has no {NOUNS[kind]} of class {label!r}; its classes are "
                 f"{_few(sorted(train.photos))}",
                 field="classes",
             )
         check_label(label, limits=limits)
     if not 2 <= len(labels) <= limits.max_labels:
-        needed = "" if _has_labels(train) else ", one folder of photos each"
+        needed = "" if _has_labels(train) else f", one folder of {NOUNS[kind]}s each"
         raise InvalidInput(
             f"{file_name(data)} has {len(labels)} classes ({_few(labels)}); 2 to "
             f"{limits.max_labels} are needed{needed}{found.hint}{more}",
@@ -146,17 +159,20 @@ def _unused(found: Found) -> Iterator[str]:
             yield printable(f"Columns of {name} that are not used: {list_columns(columns)}")
 
 
-def _notes(train: Sequence[Photo], held_out: Mapping[str, Collection[Photo]]) -> Iterator[str]:
+def _notes(
+    train: Sequence[Photo], held_out: Mapping[str, Collection[Photo]], kind: str
+) -> Iterator[str]:
     if groups := {photo.group for photo in train} - {""}:
         alone = sum(not photo.group for photo in train)
-        more = f"; {alone:,} photos have no group" if alone else ""
+        more = f"; {alone:,} {NOUNS[kind]}s have no group" if alone else ""
         yield f"Folds keep groups together ({len(groups):,} groups{more})"
-    yield from _held_out(held_out)
+    yield from _held_out(held_out, kind)
 
 
-def _held_out(held_out: Mapping[str, Collection[Photo]]) -> Iterator[str]:
+def _held_out(held_out: Mapping[str, Collection[Photo]], kind: str) -> Iterator[str]:
     if held_out:
-        counts = ", ".join(f"{split} ({len(photos)} photos)" for split, photos in held_out.items())
+        noun = f"{NOUNS[kind]}s"
+        counts = ", ".join(f"{split} ({len(photos)} {noun})" for split, photos in held_out.items())
         yield f"Held out and not trained on: {counts}"
 
 

@@ -51,5 +51,7 @@ def scan_vectors(
         for label in labels
         for vector in found[label]
     )
-    photos = Photos(labels=labels, train=train, held_out={}, left_out=(), notes=())
+    photos = Photos(
+        kind="embedding", labels=labels, train=train, held_out={}, left_out=(), notes=()
+    )
     return photos, space_of(space or stored, width)

@@ -15,6 +15,7 @@ from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.inputs.image_source import ImageSource
+from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import SIDE
 from topwork.learning.audit import suspects
 from topwork.learning.learn import Learned, learn
@@ -25,6 +26,7 @@ from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cache import EmbeddingCache
 from topwork_trainer.data import check_counts
 from topwork_trainer.fit.paired import Difference, paired
+from topwork_trainer.kinds import noun_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ class Attempts:
             ]
             exemplars = exemplars.where(np.array([not why for why in reasons]))
             counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
-        check_counts(counts, labels, kind="usable images", limits=DEFAULT_LIMITS)
+        kind = f"usable {noun_of(kind_of(info.preprocess).name)}s"
+        check_counts(counts, labels, kind=kind, limits=DEFAULT_LIMITS)
         assert exemplars is not None, "check_counts refused an empty set"
         exemplars = replace(exemplars, seen=np.array([name in seen for name in exemplars.names]))
         self.on_progress("solve", 0, 0)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from topwork.bundle.findings import Finding, skipped_image
+from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
@@ -19,12 +18,9 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.spaces import put_space
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
-from topwork.inputs.data.vectors import is_vectors
-from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.thumbnail import SIDE
 from topwork.learning.audit import audit_exemplars
-from topwork.printable import file_name
 from topwork.report.content import Making, RankedBackbone
 from topwork.report.formatting import several
 from topwork.runtime.cores import available_cores
@@ -32,21 +28,26 @@ from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones
 from topwork_trainer.audit import require_clean
-from topwork_trainer.audit_files import audit_files
+from topwork_trainer.audit_inputs import audit_inputs
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.plans import AUTO_POOL
-from topwork_trainer.backbones.prepare import find_imported, find_own_weights, prepare_backbone
+from topwork_trainer.backbones.prepare import (
+    check_kind,
+    find_imported,
+    find_own_weights,
+    prepare_backbone,
+)
 from topwork_trainer.cache import EmbeddingCache
-from topwork_trainer.data import add_test_set, scan
-from topwork_trainer.data.photos import Photos
-from topwork_trainer.data.vectors import scan_vectors
 from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
+from topwork_trainer.fit.data import check_backbone, load_data
 from topwork_trainer.fit.evaluation_gate import JudgedFit
 from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.images import keep_images
 from topwork_trainer.fit.quantise_phase import quantise_backbone
+from topwork_trainer.fit.stopwatch import Stopwatch
+from topwork_trainer.kinds import NOUNS
 from topwork_trainer.ranking.rank import explain, select
 
 AUTO = "auto"
@@ -60,6 +61,8 @@ class FitConfig:
     data: Path
     model: str
     repository: Path
+    kind: str = ""
+    """Kind of the data, such as ``text``; empty: found by the files."""
     classes: Sequence[str] | None = None
     space: str = ""
     """Name of what computed the embeddings, if ``data`` has such; empty: that of the file."""
@@ -121,11 +124,11 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     the published revision.
     """
     check_model(config.model)
-    photos, space = _scan(config)
+    photos, space = load_data(config)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     repository.check_not_deleted(config.model)
-    watch = _Stopwatch(on_progress)
+    watch = Stopwatch(on_progress)
     directory = config.cache if space is None else None  # there is nothing to compute
     with EmbeddingCache(directory) if directory else contextlib.nullcontext() as cache:
         attempts = Attempts(
@@ -143,14 +146,15 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         if space is not None:
             choice, info = None, put_space(repository, space)
         else:
-            choice, ranked = _choose(config, attempts)
+            choice, ranked = _choose(config, attempts, photos.kind)
             watch("backbone", 0, 0)
             if config.finetuning.unfreeze != "none":
                 _check_tunable(repository, choice)
             info = prepare_backbone(repository, choice, attempts.exports)
+            check_kind(info, photos.kind)
         attempt = attempts.attempt(info)
         findings = [
-            *_audit(photos, attempt),
+            *audit_inputs(photos, attempt.skipped, attempt.backbone.preprocess),
             *audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed),
         ]
         if config.strict:
@@ -158,7 +162,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         notes = [*photos.notes, *([explain(ranked)] if ranked else [])]
         if config.drop_suspects:
             attempts, attempt = attempts.without_suspects(attempt)
-            dropped = several(len(attempts.dropped), "photo")
+            dropped = several(len(attempts.dropped), NOUNS[photos.kind])
             notes.append(f"Left out: {dropped} whose label is suspected")
         checkpoints = config.repository / "checkpoints" / config.model
         if choice is not None and config.finetuning.unfreeze != "none":
@@ -213,43 +217,6 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     )
 
 
-def _scan(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:
-    """Return the data to train on, and the space if they are embeddings. Raises InvalidInput."""
-    if is_vectors(config.data):
-        _check_vectors(config)
-        return scan_vectors(config.data, space=config.space, classes=config.classes)
-    if config.space:
-        raise InvalidInput("--space needs embeddings, .npy or .npz", field="space")
-    photos = scan(config.data, classes=config.classes)
-    return photos if config.test is None else add_test_set(photos, config.test), None
-
-
-def _audit(photos: Photos, attempt: Attempt) -> list[Finding]:
-    """Return the findings about files, or about embeddings that cannot be used."""
-    if attempt.backbone.has_graph:
-        return audit_files(photos, attempt.skipped, attempt.backbone.image_spec)
-    return [
-        skipped_image(each.name, each.label, reason=each.reason, message=each.message)
-        for each in attempt.skipped
-    ]
-
-
-def _check_vectors(config: FitConfig) -> None:
-    """Raise InvalidInput for settings that need photos."""
-    default = FitConfig(data=config.data, model=config.model, repository=config.repository)
-    for name in (
-        *("test", "backbone", "weights", "image_size", "views", "finetuning", "precision"),
-        "preview_pixels",
-    ):
-        if getattr(config, name) != getattr(default, name):
-            field = "unfreeze" if name == "finetuning" else name
-            raise InvalidInput(
-                f"--{field.replace('_', '-')} needs photos, and {file_name(config.data)} has "
-                "embeddings",
-                field=field,
-            )
-
-
 def _check_tunable(repository: Repository, choice: BackboneChoice) -> None:
     """Raise InvalidInput if a backbone cannot be fine-tuned."""
     if find_imported(repository, choice):
@@ -266,9 +233,10 @@ def _check_tunable(repository: Repository, choice: BackboneChoice) -> None:
 
 
 def _choose(
-    config: FitConfig, attempts: Attempts
+    config: FitConfig, attempts: Attempts, kind: str
 ) -> tuple[BackboneChoice, Sequence[RankedBackbone]]:
     """Return the chosen backbone, and the ranking if backbones were compared."""
+    check_backbone(config.backbone, kind, attempts.repository)
     if config.backbone == AUTO:
         name, size, views = None, config.image_size, config.views
     else:
@@ -281,7 +249,9 @@ def _choose(
             return BackboneChoice(
                 name=name, weights=config.weights, image_size=size, views=views
             ), []
-    return select(attempts, name=name, weights=config.weights, image_size=size, views=views)
+    return select(
+        attempts, name=name, weights=config.weights, image_size=size, views=views, kind=kind
+    )
 
 
 def _finetune(
@@ -307,31 +277,3 @@ def _finetune(
         used = "not significant, but the fine-tuned backbone is used as configured"
     notes.append(f"fine-tuning ({config.finetuning.unfreeze}) {verdict}: {used}")
     return tuned or frozen
-
-
-class _Stopwatch:
-    """Progress callback that measures the seconds of each stage and forwards the progress."""
-
-    def __init__(self, on_progress: OnStageProgress) -> None:
-        self._on_progress = on_progress
-        self._start = self._last = time.perf_counter()
-        self._stage = ""
-        self._laps: dict[str, float] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            if self._stage:
-                self._lap()
-            else:
-                self._start = self._last = time.perf_counter()
-            self._stage = stage
-        self._on_progress(stage, done, total)
-
-    def seconds(self) -> dict[str, float]:
-        self._lap()
-        return {**self._laps, "total": self._last - self._start}
-
-    def _lap(self) -> None:
-        now = time.perf_counter()
-        self._laps[self._stage] = self._laps.get(self._stage, 0.0) + now - self._last
-        self._last = now

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from topwork.bundle.files import sha256
 from topwork.bundle.manifest import PrecisionGate
-from topwork.inputs.image import Pixels, preprocess
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.image_source import ImageSource
-from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.spec import InputSpec
+from topwork.inputs.text import TextSpec
+from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.quantise import calibration_sample, gate, quantise, speed_ratio
+from topwork_trainer.backbones.precision_gate import gate, speed_ratio
+from topwork_trainer.backbones.quantise import calibration_sample, quantise, quantise_texts
 from topwork_trainer.fit.attempts import Attempt, Attempts
+
+_TIMED = 16
+"""Raising it makes the size of the input whose time is compared more typical."""
 
 
 def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, PrecisionGate]:
-    """Quantise the backbone of ``fp32`` on the photos; return the int8 attempt and the gate.
+    """Quantise the backbone of ``fp32`` on its inputs; return the int8 attempt and the gate.
 
     The head is learnt on int8 embeddings, and both heads are judged on the same folds. Stores the
     new backbone. Raises QuantisationError.
@@ -26,7 +36,10 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
     model = attempts.repository.backbone_model(info.digest)
     sample = calibration_sample([source for source in attempts.sources if source.name in names])
     attempts.on_progress("quantise", 0, 0)
-    quantised = quantise(model, _pixels(sample, info.image_spec))
+    if isinstance(info.preprocess, TextSpec | AudioSpec):
+        quantised = quantise_texts(model)
+    else:
+        quantised = quantise(model, _arrays(sample, info.image_spec))
     digest = sha256(quantised)
     slow, fast = (open_session(graph, output="embedding").run for graph in (model, quantised))
     stored = attempts.repository.put_backbone(
@@ -43,9 +56,11 @@ def quantise_backbone(attempts: Attempts, fp32: Attempt) -> tuple[Attempt, Preci
     pairs = zip(fp32.exemplars.names, fp32.exemplars.seen, strict=True)
     seen = {name for name, was_seen in pairs if was_seen}
     int8 = attempts.attempt(stored, seen=frozenset(seen), stage="embed int8")
-    ratio = speed_ratio(slow, fast, next(_pixels(sample, info.image_spec)))
+    sizes = sorted(_arrays(sample[:_TIMED], info.preprocess), key=len)  # texts have many
+    ratio = speed_ratio(slow, fast, sizes[len(sizes) // 2])
     return int8, gate(fp32.right(), int8.right(), speed_ratio=ratio)
 
 
-def _pixels(sources: Sequence[ImageSource], spec: PreprocessSpec) -> Iterator[Pixels]:
-    return (preprocess(source.read(), spec) for source in sources)
+def _arrays(sources: Sequence[ImageSource], spec: InputSpec) -> Iterator[NDArray[Any]]:
+    kind = kind_of(spec)
+    return (kind.prepare(source.read(), spec, limits=DEFAULT_LIMITS) for source in sources)

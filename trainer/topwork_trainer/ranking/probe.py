@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.errors import InvalidInput, TopworkError
-from topwork.inputs.image import preprocess
 from topwork.inputs.image_source import ImageSource
-from topwork.inputs.preprocess import PreprocessSpec
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.spec import InputSpec
 from topwork.learning.learn import learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.report.content import RankedBackbone
@@ -24,6 +24,7 @@ from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.plans import AUTO_POOL, PARTS
 from topwork_trainer.backbones.prepare import prepare_backbone
 from topwork_trainer.fit.attempts import Attempts
+from topwork_trainer.kinds import sizes_json
 
 NEIGHBOURS = 5
 TIMED_IMAGES = 16
@@ -86,9 +87,9 @@ class Prober:
         exemplars = self._with_reference_folds(self._embed(choice, backbone))
         row = replace(
             _failed_row(choice, ""),
-            image_size=info.image_spec.crop,
+            image_size=sizes_json(info.preprocess)["image_size"] or 0,
             milliseconds=milliseconds(
-                backbone.session, info.image_spec, self._timed_images(exemplars)
+                backbone.session, info.preprocess, self._timed_images(exemplars)
             ),
             megabytes=len(model) / 1e6,
             width=info.width,
@@ -204,20 +205,18 @@ def knn_accuracy(
     return right / len(unit)
 
 
-def milliseconds(
-    session: EmbeddingSession, spec: PreprocessSpec, contents: Sequence[bytes]
-) -> float:
-    """Return the mean CPU time to decode and embed an image on one core.
+def milliseconds(session: EmbeddingSession, spec: InputSpec, contents: Sequence[bytes]) -> float:
+    """Return the mean CPU time to prepare and embed an input on one core.
 
-    Takes the fastest of TIMED_RUNS runs per image and the CPU time of this thread, so that other
+    Takes the fastest of TIMED_RUNS runs per input and the CPU time of this thread, so that other
     processes hardly disturb the measurement.
     """
-    total = 0.0
+    kind, total = kind_of(spec), 0.0
     for content in contents:
         runs: list[float] = []
         for _ in range(TIMED_RUNS):
             start = time.thread_time()
-            session.run(preprocess(content, spec)[None])
+            session.run(kind.prepare(content, spec, limits=DEFAULT_LIMITS)[None])
             runs.append(time.thread_time() - start)
         total += min(runs)
     return 1000 * total / len(contents)

@@ -16,6 +16,7 @@ from topwork.report.content import RankedBackbone
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.plans import AUTO_POOL, POOLS, TIMM, TOWER, split_pool
+from topwork_trainer.backbones.prepare import added_names, missing_backbone
 from topwork_trainer.fit.attempts import Attempts
 from topwork_trainer.fit.paired import paired
 from topwork_trainer.ranking.probe import Prober, ProbeResult, sample
@@ -48,13 +49,15 @@ def select(
     weights: Path | None = None,
     image_size: int | Literal["auto"] | None = None,
     views: int | Literal["auto"] = 1,
+    kind: str = "image",
     size: int = SAMPLE,
 ) -> tuple[BackboneChoice, list[RankedBackbone]]:
     """Search for the best backbone; return it and all rows, best first.
 
-    ``name`` None means all ``candidates``. Variants are tried for the best backbones only: first
-    all names, then larger images for the best two, then their tokens if they are vision
-    transformers, then these two pooled, then joined, then two views for the backbone chosen so far.
+    ``name`` None means all ``candidates`` of the ``kind``. Only backbones for images have variants,
+    which are tried for the best ones only: first all names, then larger images for the best two,
+    then their tokens if they are vision transformers, then these two pooled, then joined, then two
+    views for the backbone chosen so far.
     Raises InvalidInput if all fail.
     """
     if name is None and weights is not None:
@@ -66,10 +69,12 @@ def select(
         image_size=None if image_size == "auto" else image_size,
         views=1 if views == "auto" else views,
     )
-    names = candidates(attempts.repository) if name is None else [name]
+    names = candidates(attempts.repository, kind) if name is None else [name]
     trials = [
         trial for candidate in names for trial in _probe(prober, replace(own, name=candidate))
     ]
+    if kind != "image":
+        return _result(trials)
     if image_size == "auto":
         trials += map(prober.probe, _larger(_best(trials, 2)))
     if name is None:
@@ -81,10 +86,16 @@ def select(
     return _result(trials)
 
 
-def candidates(repository: Repository) -> list[str]:
-    """Return the names of the backbones on this machine and of those added to the repository."""
-    available = backbones.available()
-    added = [name for name in repository.added_backbones() if "@" not in name]
+def candidates(repository: Repository, kind: str = "image") -> list[str]:
+    """Return the names of the backbones on this machine and of those added to the repository.
+
+    They take inputs of the ``kind``; those on this machine take images. Raises InvalidInput if
+    there are none.
+    """
+    available = backbones.available() if kind == "image" else []
+    added = [name for name in added_names(repository, kind) if "@" not in name]
+    if not available and not added:
+        raise InvalidInput(missing_backbone(kind), field="backbone")
     return available + [name for name in added if name not in available]
 
 

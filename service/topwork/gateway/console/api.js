@@ -55,8 +55,8 @@ export const post = (path, tree, signal = undefined) => sendTree("POST", path, t
 export const patch = (path, tree, signal = undefined) => sendTree("PATCH", path, tree, signal);
 export const remove = (path, signal = undefined) => send("DELETE", path, { signal });
 
-// Sends a form, and reports the sent share (0 to 1) to `progress`.
-export function upload(path, form, progress, signal) {
+// Sends a form, or a Blob with its type, and reports the sent share (0 to 1) to `progress`.
+export function upload(path, body, progress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
@@ -69,7 +69,7 @@ export function upload(path, form, progress, signal) {
     request.onerror = () => reject(new ApiError(0, "UNAVAILABLE", UNREACHABLE));
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));
     signal?.addEventListener("abort", () => request.abort());
-    request.send(form);
+    request.send(body);
   });
 }
 

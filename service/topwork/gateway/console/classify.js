@@ -1,8 +1,9 @@
-// Classify: labels of an image, why the model says so, and the training images that are nearest.
+// Classify: labels of an input, why the model says so, and the training examples that are nearest.
 
 import { ApiError, post, upload } from "./api.js";
-import { button, el, percent, preview, status } from "./dom.js";
-import { dropZone, picture } from "./photos.js";
+import { button, capital, el, percent, status } from "./dom.js";
+import { kindOf, readText, shown } from "./kinds.js";
+import { dropZone } from "./photos.js";
 
 export const title = "Classify";
 export const needs = "classify";
@@ -13,11 +14,17 @@ const AGAINST = [0, 90, 230];
 const MOST_ALPHA = 200;
 
 export function render({ model, role, signal, fail }) {
+  const kind = kindOf(model);
   const line = status();
-  const strip = el("ul", { className: "strip", "aria-label": "Images" });
+  const strip = el("ul", { className: "strip", "aria-label": `${capital(kind.item)}s` });
   const result = el("section", { className: "columns", "aria-label": "Result", hidden: true });
 
-  function send(method, file, fields = {}) {
+  async function send(method, file, fields = {}) {
+    if (kind.typed) {
+      const input = { text: await readText(file) };
+      const tree = method === "classify" ? { inputs: [input] } : { input };
+      return post(`/v1/${model.name}:${method}`, { ...tree, ...fields }, signal);
+    }
     const form = new FormData();
     for (const [name, value] of Object.entries(fields)) form.append(name, value);
     form.append("image", file);
@@ -40,7 +47,8 @@ export function render({ model, role, signal, fail }) {
           result.replaceChildren(...details(file, classification, answerId));
         };
         const chooser = button([], show);
-        chooser.append(picture(file, { alt: "" }), el("span", {}, classification.predictions[0].label),
+        if (kind.camera) chooser.append(kind.given(file, { alt: "" })); // a button may have a picture, but no player
+        chooser.append(el("span", {}, classification.predictions[0].label),
           el("span", { className: "soft small" }, file.name));
         strip.prepend(el("li", {}, chooser));
         strip.hidden = strip.children.length < 2;
@@ -54,9 +62,9 @@ export function render({ model, role, signal, fail }) {
 
   function details(file, classification, answerId) {
     const map = el("canvas", { className: "map", hidden: true });
-    const shown = el("input", { type: "checkbox", id: "show-map", checked: true,
-      onchange: () => { map.hidden = !shown.checked; } });
-    const toggle = el("label", { className: "check", for: "show-map", hidden: true }, shown, "Show the evidence");
+    const box = el("input", { type: "checkbox", id: "show-map", checked: true,
+      onchange: () => { map.hidden = !box.checked; } });
+    const toggle = el("label", { className: "check", for: "show-map", hidden: true }, box, "Show the evidence");
     const caption = el("p", { className: "soft small", role: "status" }, "Explaining …");
     const near = el("section", { className: "near", hidden: true });
     const rows = el("ol", { className: "bars" });
@@ -65,7 +73,7 @@ export function render({ model, role, signal, fail }) {
         row.firstChild.setAttribute("aria-pressed", String(row.dataset.label === label));
       }
       try {
-        drawExplanation(await send("explain", file, { label }), { map, shown, toggle, caption, near });
+        drawExplanation(await send("explain", file, { label }), { model, map, box, toggle, caption, near });
       } catch (error) {
         fail(error, (text) => { caption.textContent = text; });
       }
@@ -80,19 +88,37 @@ export function render({ model, role, signal, fail }) {
     explain(classification.predictions[0].label);
     return [
       el("figure", {},
-        el("div", { className: "photo" }, picture(file), map),
+        el("div", { className: kind.item === "image" ? "photo" : "given" }, kind.given(file), map),
         el("figcaption", {}, caption,
           toggle)),
       el("div", {}, ...unknown(classification), rows,
         answerId && correction({ model, role, answerId, fail }), near),
     ];
   }
+  if (!kind.accept) return [computed(model)];
   return [
-    dropZone({ text: "Drop, paste or choose photos to see what the model makes of them.", signal, take,
+    kind.typed && typing(take),
+    dropZone({ kind, text: `Drop${kind.camera ? ", paste" : ""} or choose ${kind.camera ? "photos" : `files with a ${kind.item} each`} to see what the model makes of them.`, signal, take,
       fail: (error) => fail(error, line.say) }),
     line, strip, result,
-  ];
+  ].filter(Boolean);
 }
+
+// A field for a text, which is classified as a file would be.
+function typing(take) {
+  const text = el("textarea", { id: "text", rows: 4, required: true });
+  let number = 0;
+  return el("form", { className: "card", onsubmit: (event) => {
+    event.preventDefault();
+    const name = `text ${++number}`;
+    take([{ file: new File([text.value], name, { type: "text/plain" }), path: name }]);
+  } },
+  el("label", { for: "text" }, "Text"), text,
+  el("div", { className: "buttons" }, el("button", { className: "primary" }, "Classify")));
+}
+
+// In place of a form for inputs that only programs have.
+export const computed = (model) => el("p", {}, `${model.name} takes embeddings, which programs compute: they are sent by the API or the command line.`);
 
 // Says that an answer is wrong. The server gives answers an id while the review queue is on.
 function correction({ model, role, answerId, fail }) {
@@ -102,7 +128,7 @@ function correction({ model, role, answerId, fail }) {
     event.preventDefault();
     try {
       const { suggestedLabel } = await post(`/v1/${model.name}:correctAnswer`, { answerId, label: label.value.trim() });
-      line.say(`Thank you. The image waits as ${suggestedLabel} in the review queue; the model has not changed.`);
+      line.say(`Thank you. It waits as ${suggestedLabel} in the review queue; the model has not changed.`);
       if (role !== "classify") line.append(" ", el("a", { href: "#review" }, "Review it"));
     } catch (error) {
       fail(error, line.say);
@@ -127,11 +153,11 @@ function unknown({ isUnknown, unknownProbability }) {
     : el("p", { className: "soft small" }, `Unknown: ${text}`)];
 }
 
-function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = [] }, { map, shown, toggle, caption, near }) {
+function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = [] }, { model, map, box, toggle, caption, near }) {
   toggle.hidden = !evidence;
   if (evidence) {
     draw(map, evidence);
-    map.hidden = !shown.checked;
+    map.hidden = !box.checked;
     caption.textContent = `Evidence for ${label} in red, against it in blue.`;
   } else {
     map.hidden = true;
@@ -139,8 +165,8 @@ function drawExplanation({ label, map: evidence, mapUnavailable, neighbours = []
   }
   near.hidden = !neighbours.length;
   near.replaceChildren(el("h2", {}, "Nearest examples"),
-    el("ul", { className: "tiles small" }, neighbours.map((example) => el("li", { title: example.displayName },
-      example.preview ? el("img", { src: preview(example.preview), alt: example.displayName }) : el("span", { className: "no-picture" }, "No preview"),
+    el("ul", { className: `tiles small ${model.inputKind}` }, neighbours.map((example) => el("li", { title: example.displayName },
+      shown(model, example.preview, example.preview ? example.displayName : ""),
       el("span", {}, example.label),
       el("span", { className: "soft small" }, `similarity ${example.similarity.toFixed(2)}`)))));
 }

@@ -1,6 +1,6 @@
 // Elements and texts. All data becomes text nodes or properties, never markup.
 
-const ATTRIBUTES = /^(aria-|data-|role$|for$|list$|colspan$|scope$|webkitdirectory$|capture$)/;
+const ATTRIBUTES = /^(aria-|data-|role$|for$|list$|colspan$|scope$|dir$|webkitdirectory$|capture$)/;
 
 // Returns an element with properties (or attributes), listeners ("onclick") and children.
 export function el(tag, properties = {}, ...children) {
@@ -34,13 +34,13 @@ export const time = (text) => (text ? new Date(text).toLocaleString([], { dateSt
 
 export const seconds = (duration) => (duration ? `${parseFloat(duration).toFixed(1)} s` : "");
 
+export const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
 // "add_class" and "CHANGE_KIND_ADD_CLASS" -> "add class"
 export const words = (name) => name.replace(/^CHANGE_(KIND|STAGE)_/, "").toLowerCase().replaceAll("_", " ");
 
 // A value of a filter.
 export const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
-
-export const preview = (base64) => `data:image/jpeg;base64,${base64}`;
 
 export function button(text, onclick, properties = {}) {
   return el("button", { type: "button", onclick, ...properties }, text);

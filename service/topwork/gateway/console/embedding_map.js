@@ -1,6 +1,6 @@
 // Embedding map as in the report, whose marks are photos: a click or Enter shows them.
 
-import { el, svg } from "./dom.js";
+import { capital, el, svg } from "./dom.js";
 import { isMistake, predicted } from "./out_of_fold.js";
 
 const WIDTH = 640;
@@ -19,8 +19,8 @@ const REST = "m-2.4 0a2.4 2.4 0 1 0 4.8 0a2.4 2.4 0 1 0-4.8 0";
 const RING = "m-7 0a7 7 0 1 0 14 0a7 7 0 1 0-14 0";
 const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
 
-// `open` is called with rows, the clicked one first, and the element that opens them.
-export function embeddingMap(rows, labels, open) {
+// `noun` is the name of an input. `open` is called with rows, the clicked one first, and the element that opens them.
+export function embeddingMap(rows, labels, noun, open) {
   const mistakes = new Map(labels.map((label) => [label, 0]));
   for (const row of rows) if (isMistake(row)) mistakes.set(row.label, mistakes.get(row.label) + 1);
   const coloured = [...labels].sort((a, b) => mistakes.get(b) - mistakes.get(a)).slice(0, COLOURED);
@@ -82,7 +82,7 @@ export function embeddingMap(rows, labels, open) {
       [...styles].map(([label, style]) => el("li", {}, sample(`k${style}`, SHAPES[style]), el("span", {}, label))),
       labels.length > styles.size && el("li", {}, sample("rest", REST), "all others"),
       el("li", {}, sample("ring", RING), "misclassified")),
-    el("p", { className: "soft small" }, `${marks.length < rows.length ? `A sample of ${marks.length} of ${rows.length} photos. ` : ""}Photos that the backbone finds similar are near each other. A click shows a photo and those around it; with the keyboard, the arrow keys go from photo to photo, and Enter shows them.`)];
+    el("p", { className: "soft small" }, `${marks.length < rows.length ? `A sample of ${marks.length} of ${rows.length} ${noun}s. ` : ""}${capital(noun)}s that the backbone finds similar are near each other. A click shows the nearest ${noun} and those around it; with the keyboard, the arrow keys go from ${noun} to ${noun}, and Enter shows them.`)];
 }
 
 function described(row) {

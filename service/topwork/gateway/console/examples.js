@@ -1,4 +1,4 @@
-// Examples: the training images, the most doubtful first; moving and removing them.
+// Examples: the training inputs, the most doubtful first; moving and removing them.
 
 import { get, post } from "./api.js";
 import { button, confirm, count, el, percent, quoted, status } from "./dom.js";
@@ -21,7 +21,7 @@ export function render({ model, signal, reload, fail }) {
   const suspect = el("input", { type: "checkbox", id: "suspect-filter", onchange: () => start() });
   const more = button("Show more", () => load());
   const target = el("input", { id: "target", list: "labels", autocomplete: "off" });
-  const { grid, toolbar, add, clear, selected } = selection("Examples", [
+  const { grid, toolbar, add, clear, selected } = selection("Examples", model, [
     el("div", {}, el("label", { for: "target" }, "Move to "), target, proposals),
     button("Move", move), button("Remove", remove)]);
   let pageToken = "";

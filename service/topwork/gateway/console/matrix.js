@@ -6,8 +6,8 @@ const FULL = 20; // labels up to which all cells are shown
 const PAIRS = 30; // the most confused ones, of more labels
 const DEEPEST = 45; // percent of colour behind a number
 
-// `open` is called with a cell and its button; without it the cells open nothing.
-export function matrix({ perLabel, confusion }, open) {
+// `noun` is the name of an input. `open` is called with a cell and its button; without it the cells open nothing.
+export function matrix({ perLabel, confusion }, noun, open) {
   const size = perLabel.length;
   const cells = perLabel.map(({ label, images: all }, row) => perLabel.map((other, column) => {
     const images = confusion[row * size + column];
@@ -15,7 +15,7 @@ export function matrix({ perLabel, confusion }, open) {
   }));
   const wrong = cells.flat().filter(({ images, isRight }) => images && !isRight);
   const worst = Math.max(...wrong.map(({ share }) => share), 0);
-  const named = (cell) => `${count(cell.images, "photo")} of ${cell.label} predicted as ${cell.predicted}`;
+  const named = (cell) => `${count(cell.images, noun)} of ${cell.label} predicted as ${cell.predicted}`;
 
   function shown(cell, heat) {
     const box = el("td", { className: cell.images ? (cell.isRight ? "right" : "wrong") : "none" });
@@ -34,7 +34,7 @@ export function matrix({ perLabel, confusion }, open) {
 
   if (size > FULL) {
     const pairs = wrong.sort((a, b) => b.images - a.images).slice(0, PAIRS);
-    return [el("p", { className: "soft small" }, `${count(wrong.length, "pair")} of labels are confused.${wrong.length > PAIRS ? ` The ${PAIRS} with the most photos:` : ""}`),
+    return [el("p", { className: "soft small" }, `${count(wrong.length, "pair")} of labels are confused.${wrong.length > PAIRS ? ` The ${PAIRS} with the most ${noun}s:` : ""}`),
       el("ul", { className: "pairs" }, pairs.map((cell) => el("li", {}, open ? opener(cell, [named(cell)]) : named(cell))))];
   }
   return [el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Labels and predicted labels" },

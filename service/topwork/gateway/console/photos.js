@@ -1,4 +1,4 @@
-// Photos from the disk, the clipboard, a drop, or the camera.
+// Photos, and files of other kinds, from the disk, the clipboard, a drop, or the camera.
 
 import { button, el } from "./dom.js";
 
@@ -38,8 +38,8 @@ async function walk(entry, found) {
   }
 }
 
-// A zone that takes photos in every way. Calls `take` with [{file, path}].
-export function dropZone({ text, folders = false, signal, take, fail }) {
+// A zone that takes the files of a kind in every way. Calls `take` with [{file, path}].
+export function dropZone({ kind, text, folders = false, signal, take, fail }) {
   const camera = el("div", { className: "camera" });
   const input = (id, label, properties) => {
     const made = el("input", { id, type: "file", className: "file", ...properties,
@@ -49,11 +49,11 @@ export function dropZone({ text, folders = false, signal, take, fail }) {
   const zone = el("div", { className: "zone" },
     el("p", {}, text),
     el("div", { className: "buttons" },
-      input("choose-files", "Choose photos", { accept: "image/*,.dcm", multiple: true }),
+      input("choose-files", kind.camera ? "Choose photos" : "Choose files", { accept: kind.accept, multiple: true }),
       folders && input("choose-folder", "Choose a folder", { webkitdirectory: true }),
-      navigator.mediaDevices?.getUserMedia
+      kind.camera && (navigator.mediaDevices?.getUserMedia
         ? button("Use the camera", () => openCamera(camera, take, signal, fail))
-        : input("take-photo", "Take a photo", { accept: "image/*", capture: "environment" })),
+        : input("take-photo", "Take a photo", { accept: "image/*", capture: "environment" }))),
     camera);
   const drop = async (event) => {
     zone.classList.remove("over");
@@ -104,16 +104,4 @@ async function openCamera(box, take, signal, fail) {
   await video.play(); // before it there is no picture to take
   shutter.disabled = false;
   shutter.focus();
-}
-
-// An <img> of a file, or its name where the browser cannot show the format.
-export function picture(file, properties = {}) {
-  const url = URL.createObjectURL(file);
-  const image = el("img", { src: url, alt: file.name, ...properties,
-    onload: () => URL.revokeObjectURL(url),
-    onerror: () => {
-      URL.revokeObjectURL(url);
-      image.replaceWith(el("span", { className: "no-picture" }, `No preview of ${file.name}`));
-    } });
-  return image;
 }

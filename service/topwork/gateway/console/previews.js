@@ -1,7 +1,8 @@
 // Tiles of examples with their predictions; a preview is loaded when its tile comes into view.
 
 import { get } from "./api.js";
-import { button, el, percent, preview } from "./dom.js";
+import { button, el, percent } from "./dom.js";
+import { kindOf, shown } from "./kinds.js";
 import { highest, isMistake, predicted } from "./out_of_fold.js";
 
 const PAGE = 48;
@@ -21,9 +22,9 @@ export function previews(model, revision, signal) {
 }
 
 // A list of rows, a page at first. `show` gives it other rows.
-export function tiles(name, load, fail) {
+export function tiles(name, model, load, fail) {
   let rest = [];
-  const list = el("ul", { className: "tiles", "aria-label": name });
+  const list = el("ul", { className: `tiles ${model.inputKind}`, "aria-label": name });
   const more = el("div", { className: "buttons" }, button("Show more", () => next()));
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
@@ -36,7 +37,7 @@ export function tiles(name, load, fail) {
   async function fill(box) {
     try {
       const found = await load(box.row);
-      box.replaceChildren(found ? el("img", { src: preview(found), alt: box.row.name }) : el("span", { className: "no-picture" }, "No preview"));
+      box.replaceChildren(shown(model, found, found ? box.row.name : ""));
     } catch (error) {
       fail(error, (text) => box.replaceChildren(el("span", { className: "no-picture" }, text)));
     }
@@ -71,18 +72,19 @@ export function tiles(name, load, fail) {
   return { elements: [list, more], show };
 }
 
-// A panel of photos that a click opens; it takes the focus, and gives it back.
-export function panel(load, fail) {
-  const { elements, show } = tiles("Photos", load, fail);
+// A panel of photos, or other inputs, that a click opens; it takes the focus, and gives it back.
+export function panel(model, load, fail) {
+  const name = `${kindOf(model).photo}s`;
+  const { elements, show } = tiles(`${name[0].toUpperCase()}${name.slice(1)}`, model, load, fail);
   const heading = el("h3", { tabIndex: -1 });
   let origin = null;
   const close = () => {
     made.hidden = true;
     (origin?.isConnected ? origin : made.parentElement.querySelector("h2")).focus();
   };
-  const made = el("section", { className: "card photos", hidden: true, "aria-label": "Photos",
+  const made = el("section", { className: "card photos", hidden: true, "aria-label": name,
     onkeydown: (event) => { if (event.key === "Escape") close(); } },
-  el("div", { className: "buttons" }, heading, button("Close", close, { "aria-label": "Close the photos" })), elements);
+  el("div", { className: "buttons" }, heading, button("Close", close, { "aria-label": `Close the ${name}` })), elements);
   const open = (title, rows, from) => {
     origin = from;
     heading.textContent = title;

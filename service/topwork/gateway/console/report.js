@@ -4,6 +4,7 @@ import { all, get, post } from "./api.js";
 import { csv } from "./csv.js";
 import { button, confirm, count, download, el, status } from "./dom.js";
 import { embeddingMap } from "./embedding_map.js";
+import { kindOf } from "./kinds.js";
 import { matrix } from "./matrix.js";
 import { highest, isMistake, load, predicted } from "./out_of_fold.js";
 import { panel, previews, tiles } from "./previews.js";
@@ -23,6 +24,7 @@ const SORTS = {
 };
 
 export function render({ model, signal, reload, fail }) {
+  const noun = kindOf(model).photo;
   if (!model.servingRevision) return [el("p", {}, `${model.name} does not serve yet, so it has no report.`)];
   const id = model.name.replace(/^models\//, "");
   const line = status();
@@ -51,7 +53,7 @@ export function render({ model, signal, reload, fail }) {
     shown = new AbortController();
     const { signal: current } = shown;
     const { revision, metrics } = revisions.find((one) => one.revision === choice.value);
-    body.replaceChildren(el("p", {}, accuracy(metrics)), section("Confusion matrix", matrix(metrics)));
+    body.replaceChildren(el("p", {}, accuracy(metrics)), section("Confusion matrix", matrix(metrics, noun)));
     try {
       const loading = load(model.name, revision, current);
       let step = await loading.next();
@@ -73,22 +75,22 @@ export function render({ model, signal, reload, fail }) {
   function sections(revision, metrics, rows, judged, current) {
     const preview = previews(model.name, revision, current);
     const labels = metrics.perLabel.map(({ label }) => label);
-    const [ofMatrix, ofMap, ofThreshold] = [1, 2, 3].map(() => panel(preview, fail));
+    const [ofMatrix, ofMap, ofThreshold] = [1, 2, 3].map(() => panel(model, preview, fail));
     return [
-      section("Confusion matrix", [el("p", { className: "soft small" }, "A row has the photos of a label, a column those that were predicted as it. A cell shows its photos."),
-        ...matrix(metrics, (cell, origin) => ofMatrix.open(`${cell.label} predicted as ${cell.predicted}`,
+      section("Confusion matrix", [el("p", { className: "soft small" }, `A row has the ${noun}s of a label, a column those that were predicted as it. A cell shows its ${noun}s.`),
+        ...matrix(metrics, noun, (cell, origin) => ofMatrix.open(`${cell.label} predicted as ${cell.predicted}`,
           judged.filter((row) => row.label === cell.label && predicted(row) === cell.predicted), origin)), ofMatrix.element]),
       rows.some(({ point }) => point) && section("Embedding map", [
-        ...embeddingMap(rows, labels, (near, origin) => ofMap.open("The photo, and those around it", near, origin)), ofMap.element]),
-      section("Thresholds", [...thresholds(judged, labels, ofThreshold.open), ofThreshold.element]),
+        ...embeddingMap(rows, labels, noun, (near, origin) => ofMap.open(`The ${noun}, and those around it`, near, origin)), ofMap.element]),
+      section("Thresholds", [...thresholds(judged, labels, noun, ofThreshold.open), ofThreshold.element]),
       section("Mistakes", mistakes(revision, judged, preview)),
     ].filter(Boolean);
   }
 
   function mistakes(revision, judged, preview) {
     const wrong = judged.filter(isMistake);
-    if (!wrong.length) return [el("p", {}, "No evaluated photo is misclassified.")];
-    const { elements, show: place } = tiles("Mistakes", preview, fail);
+    if (!wrong.length) return [el("p", {}, `No evaluated ${noun} is misclassified.`)];
+    const { elements, show: place } = tiles("Mistakes", model, preview, fail);
     const sorted = () => wrong.sort(SORTS[order.value][1]);
     const order = el("select", { id: "mistakes-order", onchange: () => place(sorted()) },
       Object.entries(SORTS).map(([key, [text]]) => el("option", { value: key }, text)));
@@ -97,7 +99,7 @@ export function render({ model, signal, reload, fail }) {
       ...sorted().map((row) => [row.name, row.digest, row.label, row.own, predicted(row), highest(row), String(row.suspect)]),
     ]));
     place(sorted());
-    return [el("p", {}, `${count(wrong.length, "photo")} of ${judged.length}: the label that is most probable, out of fold, is another one.`),
+    return [el("p", {}, `${count(wrong.length, noun)} of ${judged.length}: the label that is most probable, out of fold, is another one.`),
       el("div", { className: "buttons filters" },
         el("div", {}, el("label", { for: "mistakes-order" }, "Sort by "), order), button("Download as CSV", save)),
       ...elements];
@@ -107,7 +109,7 @@ export function render({ model, signal, reload, fail }) {
   function missing(revision) {
     const isServing = revision === model.servingRevision.revision;
     return el("div", { className: "card" },
-      el("p", { className: "alarm" }, `An earlier release made revision ${revision} and stored neither the predictions nor the map, so there are no photos, thresholds and mistakes here. ${isServing ? "A retrain adds them: it makes a new revision from the same examples." : "Revisions that are made now have them."}`),
+      el("p", { className: "alarm" }, `An earlier release made revision ${revision} and stored neither the predictions nor the map, so there are no ${noun}s, thresholds and mistakes here. ${isServing ? "A retrain adds them: it makes a new revision from the same examples." : "Revisions that are made now have them."}`),
       isServing && button("Retrain", retrain), bar.element);
   }
 

@@ -1,7 +1,8 @@
 // Review queue: images that the model answers badly, to be labelled or discarded; its policy.
 
 import { all, get, patch, post } from "./api.js";
-import { button, confirm, count, el, percent, preview, quoted, status, time } from "./dom.js";
+import { button, confirm, count, el, percent, quoted, status, time } from "./dom.js";
+import { kindOf, shown } from "./kinds.js";
 import { progress } from "./progress.js";
 import { selection } from "./selection.js";
 import { verdict } from "./verdict.js";
@@ -18,6 +19,7 @@ const DAY = 86_400;
 const REASONS = { unknown: "Unknown", far: "Far from all examples", uncertain: "Uncertain", random: "Drawn at random", corrected: "Corrected" };
 
 export function render({ model, signal, reload, fail }) {
+  const noun = kindOf(model).item;
   const line = status({ tabIndex: -1 });
   const bar = progress();
   const outcome = el("section", { className: "card", "aria-label": "Verdict", tabIndex: -1, hidden: true });
@@ -29,7 +31,7 @@ export function render({ model, signal, reload, fail }) {
   const every = button("Select all shown", () => candidates.selectAll(true));
   const target = el("input", { id: "target", list: "labels", autocomplete: "off" });
   const corrections = button("Teach the corrections", teachCorrections);
-  const candidates = selection("Candidates",
+  const candidates = selection("Candidates", model,
     [el("div", {}, el("label", { for: "target" }, "Label "), target), button("Teach", teach), corrections, button("Discard", discard)],
     (chosen) => { corrections.hidden = !chosen.some(({ suggestedLabel }) => suggestedLabel); });
   let pageToken = "";
@@ -73,7 +75,7 @@ export function render({ model, signal, reload, fail }) {
       save(true);
     } },
     el("div", { className: "buttons" },
-      el("div", {}, el("label", { for: "per-day" }, "Images a day "), perDay),
+      el("div", {}, el("label", { for: "per-day" }, `${noun[0].toUpperCase()}${noun.slice(1)}s a day `), perDay),
       el("div", {}, el("label", { for: "most-mib" }, "MiB at most "), mib),
       el("div", {}, el("label", { for: "days" }, "Days until deletion "), days)),
     el("div", { className: "buttons" },
@@ -81,18 +83,18 @@ export function render({ model, signal, reload, fail }) {
       state.enabled && button("Turn off", () => save(false))));
     policy.replaceChildren(
       el("p", {}, state.enabled
-        ? `The queue is on. Kept today: ${state.keptToday} of at most ${count(state.imagesPerDay, "image")}; in all ${(state.bytes / MIB).toFixed(1)} of ${mib.value} MiB.`
-        : "The queue is off: no image is kept."),
+        ? `The queue is on. Kept today: ${state.keptToday} of at most ${count(state.imagesPerDay, noun)}; in all ${(state.bytes / MIB).toFixed(1)} of ${mib.value} MiB.`
+        : `The queue is off: no ${noun} is kept.`),
       el("details", { open: !state.enabled && !state.candidates },
         el("summary", {}, state.enabled ? "Settings" : "Turn it on"),
-        el("p", { className: "soft small" }, "While it is on, the server keeps some of the images that it is unsure about, whoever sent them. All who may teach this model see them here."),
+        el("p", { className: "soft small" }, `While it is on, the server keeps some of the ${noun}s that it is unsure about, whoever sent them. All who may teach this model see them here.`),
         form));
   }
 
   function showGroups(found) {
     const kept = filter.value;
     const options = [["", "All"], ...Object.entries(REASONS).map(([value, text]) => [`reason = ${value}`, text]),
-      ...found.map(({ id, size }, index) => [inGroup(id), `Group ${index + 1}: ${count(size, "image")}`])];
+      ...found.map(({ id, size }, index) => [inGroup(id), `Group ${index + 1}: ${count(size, noun)}`])];
     filter.replaceChildren(...options.map(([value, text]) => el("option", { value, selected: value === kept }, text)));
     groups.replaceChildren(...found.map(groupCard));
   }
@@ -103,11 +105,11 @@ export function render({ model, signal, reload, fail }) {
       event.preventDefault();
       teachGroup(id, name.value.trim());
     } },
-    el("h2", {}, `${count(size, "image")} that look alike, ${unknown} of them unknown`),
+    el("h2", {}, `${count(size, noun)} that look alike, ${unknown} of them unknown`),
     el("p", { className: "soft small" }, `Nearest label: ${nearestLabel}. A few may be of other kinds: look at all before you name them.`),
-    el("div", { className: "strip" }, examples.map((candidate) => el("img", { src: preview(candidate.preview), alt: best(candidate) }))),
+    el("div", { className: "strip" }, examples.map((candidate) => shown(model, candidate.preview, best(candidate)))),
     el("div", { className: "buttons" },
-      button("Look at all", () => look(id), { "aria-label": `Look at all images of group ${index + 1}` }),
+      button("Look at all", () => look(id), { "aria-label": `Look at all ${noun}s of group ${index + 1}` }),
       el("div", {}, el("label", { for: `group-${index}` }, "Label "), name),
       el("button", {}, "Teach all")));
   }
@@ -140,8 +142,8 @@ export function render({ model, signal, reload, fail }) {
         ], candidate.operation !== "");
       }
       line.say(page.totalSize
-        ? `${candidates.grid.children.length} of ${count(page.totalSize, "image")}, the most useful first.`
-        : "No image waits for a label.");
+        ? `${candidates.grid.children.length} of ${count(page.totalSize, noun)}, the most useful first.`
+        : `No ${noun} waits for a label.`);
       every.hidden = !page.totalSize;
     } catch (error) {
       fail(error, line.say);
@@ -153,7 +155,7 @@ export function render({ model, signal, reload, fail }) {
   async function teach() {
     const label = target.value.trim();
     if (!label) {
-      line.say("Name the label of the selected images.", true);
+      line.say(`Name the label of the selected ${noun}s.`, true);
       target.focus();
       return;
     }
@@ -185,7 +187,7 @@ export function render({ model, signal, reload, fail }) {
 
   // Labels or discards candidates in one operation.
   async function decide(decisions, question, explanation, action) {
-    if (!await confirm(question(count(decisions.length, "image")), explanation, action)) return;
+    if (!await confirm(question(count(decisions.length, noun)), explanation, action)) return;
     outcome.hidden = true;
     candidates.toolbar.inert = true;
     try {
@@ -194,7 +196,7 @@ export function render({ model, signal, reload, fail }) {
         const operation = await bar.follow(operations[0], signal);
         outcome.replaceChildren(el("h2", {}, "Result"), ...verdict(operation));
         model = await reload();
-      } else outcome.replaceChildren(el("p", { className: "good" }, `${count(discarded, "image")} discarded.`));
+      } else outcome.replaceChildren(el("p", { className: "good" }, `${count(discarded, noun)} discarded.`));
       outcome.hidden = false;
       await refresh();
       outcome.focus();

@@ -106,5 +106,5 @@ function labels({ revision, metrics }, other) {
   return other
     ? table(`Revisions ${revision} and ${other.revision}, each on its own images`,
       ["Label", ...heads(`(${revision})`), ...heads(`(${other.revision})`)], rows)
-    : table("Quality by label", ["Label", "Images", "Precision", "Recall"], rows);
+    : table("Quality by label", ["Label", "Examples", "Precision", "Recall"], rows);
 }

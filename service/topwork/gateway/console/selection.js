@@ -1,10 +1,11 @@
 // Grid of tiles that are selected by click, range or keyboard, and the toolbar for those selected.
 
-import { button, el, preview } from "./dom.js";
+import { button, el } from "./dom.js";
+import { shown } from "./kinds.js";
 
 // `actions` are the elements of the toolbar; `changed` gets the selected items.
-export function selection(name, actions, changed = () => {}) {
-  const grid = el("ul", { className: "tiles", "aria-label": name, onkeydown: arrows, onclick: range });
+export function selection(name, model, actions, changed = () => {}) {
+  const grid = el("ul", { className: `tiles ${model.inputKind}`, "aria-label": name, onkeydown: arrows, onclick: range });
   const number = el("span", { role: "status" });
   const toolbar = el("div", { className: "toolbar buttons", role: "group", "aria-label": `Selected ${name.toLowerCase()}`, hidden: true },
     number, actions, button("Select none", () => selectAll(false)));
@@ -30,13 +31,13 @@ export function selection(name, actions, changed = () => {}) {
     tell();
   }
 
-  // Adds an item with a `preview`, the name of its image, and elements below the image.
+  // Adds an item with a `preview`, its name, and elements below the preview.
   function add(item, title, texts, disabled = false) {
     const box = el("input", { type: "checkbox", onchange: tell, disabled });
     box.item = item;
     grid.append(el("li", {}, el("label", { className: "tile", title },
       box,
-      item.preview ? el("img", { src: preview(item.preview), alt: title, loading: "lazy" }) : el("span", { className: "no-picture" }, title || "No preview"),
+      shown(model, item.preview, title, { loading: "lazy" }),
       texts)));
   }
 

@@ -1,8 +1,10 @@
-// Teach: photos of new labels, or more photos of known ones; the gate's verdict; publishing.
+// Teach: inputs of new labels, or more of known ones; the gate's verdict; publishing.
 
 import { upload } from "./api.js";
+import { computed } from "./classify.js";
 import { button, count, el, status } from "./dom.js";
-import { dropZone, picture } from "./photos.js";
+import { kindOf, readText } from "./kinds.js";
+import { dropZone } from "./photos.js";
 import { progress } from "./progress.js";
 import { verdict } from "./verdict.js";
 
@@ -10,8 +12,10 @@ export const title = "Teach";
 export const needs = "train";
 
 const PICTURES = 8;
+const CHUNK = 200; // texts of a message
 
 export function render({ model, signal, reload, fail }) {
+  const kind = kindOf(model);
   const known = () => model.servingRevision?.labels ?? model.draft?.labels ?? [];
   const groups = []; // of one label each
   const list = el("div", {});
@@ -45,7 +49,7 @@ export function render({ model, signal, reload, fail }) {
       const folder = path.split("/").slice(-2, -1)[0] ?? "";
       let group = groups.find((one) => one.folder === folder);
       if (!group) {
-        group = newGroup(folder, { known, changed, remove: () => {
+        group = newGroup(folder, { kind, known, changed, remove: () => {
           groups.splice(groups.indexOf(group), 1);
           group.element.remove();
           changed();
@@ -57,7 +61,7 @@ export function render({ model, signal, reload, fail }) {
     }
     for (const group of groups) group.show();
     changed();
-    line.say(`${count(groups.reduce((sum, { files }) => sum + files.length, 0), "photo")} of ${count(groups.length, "label")}.`);
+    line.say(`${count(groups.reduce((sum, { files }) => sum + files.length, 0), kind.photo)} of ${count(groups.length, "label")}.`);
     if (groups.length === 1 && !groups[0].folder) groups[0].name.focus();
   }
 
@@ -68,7 +72,7 @@ export function render({ model, signal, reload, fail }) {
       const label = name.value.trim();
       if (!label) {
         name.focus();
-        throw new Error("Give each group of photos a label.");
+        throw new Error(`Give each group of ${kind.photo}s a label.`);
       }
       found.set(label, [...(found.get(label) ?? []), ...files]);
     }
@@ -81,7 +85,8 @@ export function render({ model, signal, reload, fail }) {
     outcome.hidden = true;
     try {
       line.say("");
-      const [method, form] = request(byLabel(), known(), { validateOnly, expectedRevision });
+      const made = kind.typed ? textRequest : request;
+      const [method, form] = await made(byLabel(), known(), { validateOnly, expectedRevision });
       bar.set("Uploading", 0);
       const accepted = await upload(`/v1/${model.name}:${method}`, form,
         (share) => bar.set(`Uploading: ${Math.round(100 * share)} %`, share), signal);
@@ -109,36 +114,38 @@ export function render({ model, signal, reload, fail }) {
     outcome.focus();
   }
 
+  if (!kind.accept) return [computed(model)];
   return [
-    dropZone({ text: "Drop or choose photos of one label, or a folder with a folder for each label.",
+    dropZone({ kind, text: `Drop or choose ${kind.photo}s of one label, or a folder with a folder for each label.`,
       folders: true, signal, take, fail: (error) => fail(error, line.say) }),
+    kind.typed && lines(take),
     line, list, actions, bar.element, outcome,
-  ];
+  ].filter(Boolean);
 }
 
-// One label's photos, with the name of their folder as the label that is proposed.
-function newGroup(folder, { known, changed, remove }) {
+// One label's inputs, with the name of their folder as the label that is proposed.
+function newGroup(folder, { kind, known, changed, remove }) {
   const files = [];
   const id = `label-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
   const hint = el("p", { className: "soft small" });
-  const pictures = el("div", { className: "strip" });
+  const pictures = el("div", { className: `strip ${kind.item}` });
   const name = el("input", { id, value: folder, autocomplete: "off", required: true, oninput: () => {
     changed();
     tell();
   } });
   const tell = () => {
-    const is = known().includes(name.value.trim()) ? "a label of the model, which gets more photos" : "a new label";
-    hint.textContent = `${count(files.length, "photo")}${name.value.trim() ? ` · ${is}` : ""}`;
+    const is = known().includes(name.value.trim()) ? `a label of the model, which gets more ${kind.photo}s` : "a new label";
+    hint.textContent = `${count(files.length, kind.photo)}${name.value.trim() ? ` · ${is}` : ""}`;
   };
   const show = () => {
     tell();
     const shown = pictures.children.length;
-    pictures.append(...files.slice(shown, PICTURES).map((file) => picture(file)));
+    pictures.append(...files.slice(shown, PICTURES).map((file) => kind.given(file)));
   };
   const element = el("div", { className: "card group" },
     el("div", { className: "buttons" },
       el("div", {}, el("label", { for: id }, "Label "), name),
-      button("Remove", remove, { "aria-label": "Remove these photos" })),
+      button("Remove", remove, { "aria-label": `Remove these ${kind.photo}s` })),
     hint, pictures);
   return { folder, files, name, element, show };
 }
@@ -156,4 +163,39 @@ function request(photos, known, { validateOnly, expectedRevision }) {
   }
   if (!single) return ["addClasses", form];
   return [known.includes(labels[0]) ? "addExamples" : "addClass", form];
+}
+
+// The same for texts, as a line of JSON for the fields and one for each CHUNK of texts.
+async function textRequest(texts, known, { validateOnly, expectedRevision }) {
+  const labels = [...texts.keys()];
+  const single = labels.length === 1;
+  const options = { validateOnly, expectedRevision };
+  const messages = [{ config: single ? { label: labels[0], options } : { labels, options } }];
+  for (const [label, files] of texts) {
+    for (let first = 0; first < files.length; first += CHUNK) {
+      const images = await Promise.all(files.slice(first, first + CHUNK).map(async (file) =>
+        ({ displayName: file.name, input: { text: await readText(file) }, ...(single ? {} : { label }) })));
+      messages.push({ images });
+    }
+  }
+  const body = new Blob(messages.map((message) => `${JSON.stringify(message)}\n`), { type: "application/x-ndjson" });
+  if (!single) return ["addClasses", body];
+  return [known.includes(labels[0]) ? "addExamples" : "addClass", body];
+}
+
+// A field for several texts, one a line, which become a group without a label yet.
+function lines(take) {
+  const field = el("textarea", { id: "lines", rows: 4, required: true });
+  let number = 0;
+  return el("form", { className: "card", onsubmit: (event) => {
+    event.preventDefault();
+    const found = field.value.split(/\r?\n/).filter((text) => text.trim()).map((text) => {
+      const name = `line ${++number}`;
+      return { file: new File([text], name, { type: "text/plain" }), path: name };
+    });
+    if (found.length) take(found);
+    field.value = "";
+  } },
+  el("label", { for: "lines" }, "Or paste texts of one label, one a line"), field,
+  el("div", { className: "buttons" }, el("button", {}, "Add these lines")));
 }

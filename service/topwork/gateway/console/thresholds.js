@@ -1,10 +1,10 @@
 // Thresholds: precision, recall and specificity of a label, or coverage and accuracy of all answers.
 
-import { button, count, el, percent, table } from "./dom.js";
+import { button, capital, count, el, percent, table } from "./dom.js";
 import { leastThreshold, split, splitByHighest, wilson } from "./out_of_fold.js";
 
-// `open` is called with a title, rows and the button that opens them.
-export function thresholds(rows, labels, open) {
+// `noun` is the name of an input. `open` is called with a title, rows and the button that opens them.
+export function thresholds(rows, labels, noun, open) {
   const label = el("select", { id: "threshold-label", onchange: choose },
     el("option", { value: "" }, "the predicted label"), labels.map((name) => el("option", { value: name }, name)));
   const slider = el("input", { id: "threshold", type: "range", max: 0.99, step: 0.01, oninput: show });
@@ -17,7 +17,7 @@ export function thresholds(rows, labels, open) {
     slider.min = least;
     hint.textContent = !label.value
       ? "Answers with a lower probability are left to a person: the coverage is the share of the others."
-      : `A photo counts as ${label.value} if that probability is above the threshold, whatever else is probable.${least ? ` Thresholds begin at ${least}: the stored probabilities are exact above.` : ""}`;
+      : `${capital(noun)}s count as ${label.value} if that probability is above the threshold, whatever else is probable.${least ? ` Thresholds begin at ${least}: the stored probabilities are exact above.` : ""}`;
     show();
   }
 
@@ -26,7 +26,7 @@ export function thresholds(rows, labels, open) {
     value.textContent = threshold.toFixed(2);
     const [measures, lists] = label.value ? ofLabel(label.value, threshold) : ofAll(threshold);
     result.replaceChildren(
-      table("At this threshold, out of fold", ["Measure", "Value (95 % interval)", "Photos"], measures.map(measure)),
+      table("At this threshold, out of fold", ["Measure", "Value (95 % interval)", `${capital(noun)}s`], measures.map(measure)),
       el("div", { className: "buttons" }, lists.filter(([, found]) => found.length).map(([text, found]) => {
         const made = button(`Show ${text}`, () => open(text, found, made));
         return made;
@@ -40,8 +40,8 @@ export function thresholds(rows, labels, open) {
       ["Precision", right.length, right.length + wrong.length],
       ["Specificity", rest.length, rest.length + wrong.length],
     ], [
-      [`${count(missed.length, "missed photo")} of ${name}`, missed],
-      [`${count(wrong.length, "photo")} of other labels`, wrong],
+      [`${count(missed.length, `missed ${noun}`)} of ${name}`, missed],
+      [`${count(wrong.length, noun)} of other labels`, wrong],
     ]];
   }
 
@@ -49,7 +49,7 @@ export function thresholds(rows, labels, open) {
     const { right, wrong, below } = splitByHighest(rows, threshold);
     const above = right.length + wrong.length;
     return [[["Coverage", above, rows.length], ["Accuracy of these", right.length, above]],
-      [[`${count(wrong.length, "mistake")} above the threshold`, wrong], [`${count(below.length, "photo")} below it`, below]]];
+      [[`${count(wrong.length, "mistake")} above the threshold`, wrong], [`${count(below.length, noun)} below it`, below]]];
   }
 
   slider.min = 0;

@@ -12,10 +12,10 @@ export function verdict(operation) {
     headline(response, isDry),
     reasons(gateFailures),
     ...(comparison ? compared(comparison) : []),
-    skippedImages.length > 0 && listed(`${count(skippedImages.length, "image")} left out`,
+    skippedImages.length > 0 && listed(`${count(skippedImages.length, "example")} left out`,
       skippedImages.map((image) => `${image.displayName}: ${image.error.message}`)),
-    conflicts.length > 0 && listed(`${count(conflicts.length, "image")} that other labels have, too`,
-      conflicts.map((one) => `${one.displayName} ${one.exact ? "equals" : "nearly equals"} ${one.otherName || "an image"} of ${one.label}`)),
+    conflicts.length > 0 && listed(`${count(conflicts.length, "example")} that other labels have, too`,
+      conflicts.map((one) => `${one.displayName} ${one.exact ? "equals" : "nearly equals"} ${one.otherName || "an example"} of ${one.label}`)),
     findings.length > 0 && listed(`${count(findings.length, "finding")} of the audit`, findings.map(({ message }) => message)),
     revision?.metrics && el("p", { className: "soft small" }, accuracy(revision.metrics)),
   ].filter(Boolean);
@@ -43,7 +43,7 @@ const reasons = (failures) => failures.length > 0 && el("ul", { className: "reas
 const listed = (summary, texts) => el("details", {}, el("summary", {}, summary), el("ul", { className: "reasons small" }, texts.map((text) => el("li", {}, text))));
 
 export const accuracy = ({ accuracy: share, accuracyLow, accuracyHigh, images }) =>
-  `Accuracy ${percent(share)} (95 % interval ${percent(accuracyLow)} to ${percent(accuracyHigh)}) by cross-validation on ${count(images, "image")}.`;
+  `Accuracy ${percent(share)} (95 % interval ${percent(accuracyLow)} to ${percent(accuracyHigh)}) by cross-validation on ${count(images, "example")}.`;
 
 export function compared(comparison) {
   const { accuracyBefore, accuracyAfter, drop, dropLow, dropHigh, images, labels, taught, taughtLabels = [] } = comparison;
@@ -60,6 +60,6 @@ export function compared(comparison) {
   ];
   return [
     images > 0 && el("p", {}, `Accuracy on the old labels: ${percent(accuracyBefore)} before, ${percent(accuracyAfter)} after. Loss: ${percent(drop)} (95 % interval ${percent(dropLow)} to ${percent(dropHigh)}).`),
-    table("Recall by label", ["Label", "Images", "Before", "After", "95 % interval"], rows),
+    table("Recall by label", ["Label", "Examples", "Before", "After", "95 % interval"], rows),
   ].filter(Boolean);
 }

@@ -56,7 +56,7 @@ def read_annotations(tree: Tree, path: Path) -> Found:
     elif _is_json_min(document):
         reader, folders = _json_min, [path.parent, path.parent / "images"]
     elif isinstance(document, list) and all(isinstance(row, dict) for row in document):
-        table = _table(document, name)
+        table = table_of(document, name)
         return read_manifests(tree, [Manifest(table=table, folder=path.parent)])
     else:
         raise InvalidInput(
@@ -71,7 +71,8 @@ def read_annotations(tree: Tree, path: Path) -> Found:
     return _collect(tree, Table(name=name, columns=(), rows=()), folders, photos)
 
 
-def _table(document: Sequence[dict[str, object]], name: str) -> Table:
+def table_of(document: Sequence[dict[str, object]], name: str) -> Table:
+    """Return the table of a list of objects."""
     columns = tuple(dict.fromkeys(column for row in document for column in row))
     rows = [Row(place=f"object {number}", values=row) for number, row in enumerate(document)]
     return Table(name=name, columns=columns, rows=rows)

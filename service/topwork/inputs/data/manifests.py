@@ -183,12 +183,14 @@ def find_columns(table: Table) -> dict[str, str]:
     return columns
 
 
-def known_columns(names: Sequence[str]) -> dict[str, str]:
+def known_columns(
+    names: Sequence[str], meanings: Mapping[str, tuple[str, ...]] = COLUMNS
+) -> dict[str, str]:
     """Return the column of each meaning that has one."""
     by_name = {name.strip().casefold(): name for name in reversed(names)}
     return {
         kind: next(by_name[name] for name in known if name in by_name)
-        for kind, known in COLUMNS.items()
+        for kind, known in meanings.items()
         if any(name in by_name for name in known)
     }
 

@@ -6,7 +6,7 @@ pyarrow is imported here alone, when the first Parquet file is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ def read_parquet(files: Sequence[Path], root: Path) -> Found:
     Files named like splits, such as ``train-00000-of-00002.parquet``, or in folders named so, are
     splits. Raises InvalidInput if pyarrow is missing, or a file is damaged or lacks columns.
     """
-    splits = _splits(files, root)
+    splits = splits_of(files, root)
     if not _has_images(files[0]):
         tables = {file: parquet_table(file) for file in files}
         return read_manifests(
@@ -80,11 +80,20 @@ def read_parquet(files: Sequence[Path], root: Path) -> Found:
     return read_manifests(tree, manifests)
 
 
-def parquet_table(file: Path) -> Table:
-    """Return a Parquet file without images as a table. Raises InvalidInput."""
+def parquet_columns(file: Path) -> tuple[str, ...]:
+    """Return the names of a Parquet file's columns. Raises InvalidInput."""
+    with _opened(file) as opened:
+        return tuple(opened.schema_arrow.names)
+
+
+def parquet_table(file: Path, find: Callable[[Table], dict[str, str]] = find_columns) -> Table:
+    """Return a Parquet file without images as a table of the columns that ``find`` returns.
+
+    Raises InvalidInput.
+    """
     with _opened(file) as opened:
         names = tuple(opened.schema_arrow.names)
-        columns = find_columns(Table(name=file_name(file.name), columns=names, rows=()))
+        columns = find(Table(name=file_name(file.name), columns=names, rows=()))
         batches = opened.iter_batches(columns=list(columns.values()))
         values = [value for batch in batches for value in batch.to_pylist()]
         classes = _class_names(opened, columns["label"])
@@ -98,7 +107,7 @@ def parquet_table(file: Path) -> Table:
     return Table(name=file_name(file.name), columns=names, rows=rows)
 
 
-def _splits(files: Sequence[Path], root: Path) -> dict[Path, str]:
+def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str]:
     """Return the split of each file; empty if the files are not of several splits."""
     splits = {
         file: next(

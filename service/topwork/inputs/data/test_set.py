@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topwork.errors import InvalidInput
 from topwork.inputs.data.layouts import read
-from topwork.inputs.data.photos import Photo, Split
+from topwork.inputs.data.photos import Found, Photo, Split
 from topwork.inputs.folders import Reason
 from topwork.inputs.splits import split_role
 from topwork.printable import file_name
@@ -34,12 +34,16 @@ class TestSet:
         return tuple(photo for split in self.splits for photo in split.photos_of(labels))
 
 
-def read_test_set(data: Path) -> TestSet:
-    """Return the test split of data with splits, else all photos of ``data``.
+def read_test_set(data: Path, kind: str = "image") -> TestSet:
+    """Return the test split of data with splits, else all photos, or inputs of the kind, of it.
 
     Raises InvalidInput if the layout is unknown, or there are splits but no test split.
     """
-    found = read(data, None)
+    return held_out(read(data, None, kind), data)
+
+
+def held_out(found: Found, data: Path) -> TestSet:
+    """Return the test set of what a reader found in ``data``. Raises as ``read_test_set``."""
     splits, notes = [found.train], list(found.notes)
     if found.held_out:
         tests = [split for split in found.held_out if split_role(split) == "test"]

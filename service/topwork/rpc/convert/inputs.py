@@ -1,4 +1,4 @@
-"""Conversion of inputs: encoded images, texts, or embeddings of the client."""
+"""Conversion of inputs: encoded images, texts, audio, or embeddings of the client."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from topwork.errors import InvalidInput
+from topwork.inputs.audio import SentAudio
 from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.kinds import AnyInput
 from topwork.inputs.text import SentText
@@ -80,5 +81,7 @@ def from_input(message: input_pb.Input, *, field: str) -> AnyInput:
             return message.image
         case "text":
             return SentText(message.text.encode())
+        case "audio":
+            return SentAudio(message.audio)
         case _:
             raise InvalidInput(f"{field} is empty", field=field)

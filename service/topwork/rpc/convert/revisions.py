@@ -9,6 +9,7 @@ from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.preprocess import PreprocessSpec
@@ -127,6 +128,15 @@ def to_backbone(info: BackboneInfo) -> revision_pb.Backbone:
         backbone.embedding.MergeFrom(input_pb.EmbeddingSpace(space=spec.space, width=spec.width))
     elif isinstance(spec, TextSpec):
         backbone.text.MergeFrom(revision_pb.TextSpec(max_tokens=spec.max_tokens))
+    elif isinstance(spec, AudioSpec):
+        backbone.audio.MergeFrom(
+            revision_pb.AudioSpec(
+                rate_hz=spec.rate,
+                window_samples=spec.window,
+                hop_samples=spec.hop,
+                max_seconds=spec.max_seconds,
+            )
+        )
     return backbone
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inference import model_config_pb2 as config_pb
+from topwork.inputs.audio import AudioSpec
 from topwork.inputs.embeddings import EmbeddingSpec
 from topwork.inputs.text import TextSpec
 from topwork.limits import ServerLimits
@@ -40,6 +41,8 @@ def _inputs(info: BackboneInfo) -> tuple[_Input, ...]:
             return (_Input("embeddings", "FP32", (info.width,)),)
         case TextSpec():
             return (_Input("texts", "BYTES", (1,)),)
+        case AudioSpec():
+            return (_Input("audio", "BYTES", (1,)),)
         case _:
             crop = info.image_spec.crop
             return (_Input("images", "BYTES", (1,)), _Input("pixels", "UINT8", (crop, crop, 3)))
@@ -51,6 +54,8 @@ def _parameters(info: BackboneInfo) -> dict[str, object]:
             return {"space": spec.space}
         case TextSpec() as spec:
             return {"max_tokens": spec.max_tokens}
+        case AudioSpec() as spec:
+            return {"rate": spec.rate, "max_seconds": spec.max_seconds}
         case _:
             image = info.image_spec
             return {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from topwork.errors import InvalidInput
 from topwork.inference import inference_service_pb2 as pb
+from topwork.inputs.audio import SentAudio
 from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.image import Pixels
 from topwork.inputs.prepared import to_pixels
@@ -29,10 +30,12 @@ _INPUTS = {
     "pixels": ("UINT8", "FP32"),
     "embeddings": ("FP32",),
     "texts": ("BYTES",),
+    "audio": ("BYTES",),
 }
 _SHAPES = {
     "images": "[N] or [N, 1]",
     "texts": "[N] or [N, 1]",
+    "audio": "[N] or [N, 1]",
     "pixels": "[N, crop, crop, 3]",
     "embeddings": "[N, width]",
 }
@@ -41,6 +44,7 @@ _ELEMENTS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.d
 """Types of raw contents; typed UINT8 contents have 32 bits an element."""
 
 _NAMES = ", ".join(_INPUTS)
+_SENT = {"texts": SentText, "audio": SentAudio}
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -183,6 +187,7 @@ def _checked(tensor: pb.ModelInferRequest.InferInputTensor, limits: ServerLimits
     fits = {
         "images": single,
         "texts": single,
+        "audio": single,
         "pixels": len(shape) == 4,
         "embeddings": len(shape) == 2,
     }
@@ -217,7 +222,7 @@ def _typed(
 
 
 def _contents(name: str, contents: Sequence[bytes]) -> Sequence[ClassifierInput]:
-    return [SentText(content) for content in contents] if name == "texts" else list(contents)
+    return [_SENT[name](content) for content in contents] if name in _SENT else list(contents)
 
 
 def _check_size(found: int, expected: int, unit: str, shape: list[int]) -> None:

@@ -23,7 +23,13 @@ from topwork.serving.explanation.explainer import (
     explain,
     normaliser_of,
 )
-from topwork.serving.explanation.map_graph import MapLayout, NoMap, computed, unloadable, with_maps
+from topwork.serving.explanation.map_graph import (
+    MapLayout,
+    NoMap,
+    check_positions,
+    unloadable,
+    with_maps,
+)
 from topwork.serving.explanation.neighbours import (
     Block,
     Neighbour,
@@ -86,9 +92,8 @@ class LocalExplainer:
         )
 
     def _open(self) -> tuple[EmbeddingSession, MapLayout | NoMap]:
-        if not self._backbone.info.has_graph:
-            return self._backbone.session, computed()
         try:
+            check_positions(self._backbone.info)
             model, layout = with_maps(self._repository.backbone_model(self._backbone.info.digest))
             return open_session(model, output="embedding"), layout
         except NoMap as reason:

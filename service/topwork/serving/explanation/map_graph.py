@@ -16,6 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from topwork.bundle.manifest import BackboneInfo
+from topwork.inputs.kinds import kind_of
+from topwork.inputs.preprocess import PreprocessSpec
+
 OUTPUT = "embedding"
 """Output of a backbone; in the variant the feature maps follow the embedding in each row."""
 
@@ -37,9 +41,12 @@ def unloadable(error: Exception) -> NoMap:
     return NoMap(f"its graph cannot be loaded with a feature map as an output: {error}")
 
 
-def computed() -> NoMap:
-    """Return the reason if the client computes the embeddings."""
-    return NoMap("the client computes the embeddings, which have no positions")
+def check_positions(info: BackboneInfo) -> None:
+    """Raise NoMap unless the inputs of a backbone are images, whose parts have positions."""
+    if not info.has_graph:
+        raise NoMap("the client computes the embeddings, which have no positions")
+    if not isinstance(info.preprocess, PreprocessSpec):
+        raise NoMap(f"only images have one, not inputs of the kind {kind_of(info.preprocess).name}")
 
 
 @dataclass(frozen=True, slots=True)

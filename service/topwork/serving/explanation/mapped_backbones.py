@@ -13,7 +13,13 @@ from topwork.errors import Corrupt, NotReady, Unavailable
 from topwork.serving.backbones import LoadedBackbone, unload_with
 from topwork.serving.classify_batch import Encoding
 from topwork.serving.encoders.encoder import Encoder
-from topwork.serving.explanation.map_graph import MapLayout, NoMap, computed, unloadable, with_maps
+from topwork.serving.explanation.map_graph import (
+    MapLayout,
+    NoMap,
+    check_positions,
+    unloadable,
+    with_maps,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,7 @@ class MappedBackbones:
         Concurrent callers wait for the same load, which continues if a caller is cancelled. Raises
         NoMap if the backbone has none, and Unavailable if it cannot be loaded now.
         """
-        if not backbone.info.has_graph:
-            raise computed()
+        check_positions(backbone.info)
         load = self._loads.get(backbone)
         if load is None:
             load = asyncio.create_task(self._load(backbone), name="load map")

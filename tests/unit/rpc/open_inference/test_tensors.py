@@ -15,7 +15,7 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.inference import inference_service_pb2 as pb
 from topwork.inputs.embeddings import SentEmbedding
 from topwork.inputs.preprocess import PreprocessSpec
-from topwork.inputs.text import SentText
+from topwork.inputs.spec import SentContent
 from topwork.limits import ServerLimits
 from topwork.rpc.open_inference import answers, tensors
 from topwork.rpc.open_inference.tensors import RequestedOutputs
@@ -28,7 +28,7 @@ PIXELS = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
 
 def pixels(image: ClassifierInput) -> Any:
     """Return the pixels of an input that is not an encoded image."""
-    assert not isinstance(image, bytes | SentEmbedding | SentText)
+    assert not isinstance(image, bytes | SentEmbedding | SentContent)
     return image.pixels(SPEC)
 
 
@@ -225,7 +225,7 @@ def test_valid_request_is_accepted(request: pb.ModelInferRequest) -> None:
     for image in images:
         if isinstance(image, SentEmbedding):
             assert image.size == 4 * request.inputs[0].shape[1]
-        elif not isinstance(image, bytes | SentText):
+        elif not isinstance(image, bytes | SentContent):
             assert image.pixels(SPEC).shape == (2, 2, 3)
 
 

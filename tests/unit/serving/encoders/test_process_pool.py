@@ -241,7 +241,7 @@ def test_cancelled_image_is_not_encoded_again(kind: str) -> None:
 
     with capture_logs() as lines:
         asyncio.run(scenario())
-    assert "image cannot be embedded" not in [line["event"] for line in lines]
+    assert "input cannot be embedded" not in [line["event"] for line in lines]
 
 
 def test_processes_end_with_their_server(tmp_path: Path, kind: str) -> None:

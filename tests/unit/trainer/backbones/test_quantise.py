@@ -17,14 +17,12 @@ from topwork.bundle.store import Repository
 from topwork.errors import ImageError
 from topwork.inputs.image import Pixels, preprocess
 from topwork.runtime.backend import open_session
+from topwork_trainer.backbones.precision_gate import Embed, gate, speed_ratio
 from topwork_trainer.backbones.quantise import (
     CALIBRATION_IMAGES,
-    Embed,
     QuantisationError,
     calibration_sample,
-    gate,
     quantise,
-    speed_ratio,
 )
 
 CROP = 16

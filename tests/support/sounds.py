@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,13 @@ from onnx import TensorProto, helper, numpy_helper
 from support import tiny
 from topwork.arrays import Float32Array
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.store import Repository
 from topwork.inputs.audio import AudioSpec
 from topwork.inputs.image_source import ImageSource
-from topwork.learning.learn import learn
-from topwork.report.content import Making
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
 from topwork.training.embed import embed
-from topwork.training.publish import publish as publish_learned
 
 RATE = 8_000
 WIDTH = 32
@@ -143,18 +140,12 @@ def encoder_model() -> bytes:
 
 def backbone_info(model: bytes, spec: AudioSpec = SPEC) -> BackboneInfo:
     """Return the description of the encoder."""
-    return BackboneInfo(
+    return replace(
+        tiny.backbone_info(model),
         name="log-mel",
         identity="log-mel:1",
-        digest=sha256(model),
         preprocess=spec,
         width=WIDTH,
-        precision="fp32",
-        licence="Apache-2.0",
-        source="tests",
-        weights_digest=sha256(b""),
-        parity_error=0.0,
-        versions={},
         expected=expect(open_session(model, output="embedding").run, spec),
     )
 
@@ -176,20 +167,7 @@ def exemplars(given: Mapping[str, Sequence[bytes]]) -> Exemplars:
 def publish(repository: Repository, model: str, made: Exemplars) -> Manifest:
     """Publish a revision fitted on ``made``, and let it serve."""
     graph = encoder_model()
-    repository.put_backbone(graph, backbone_info(graph))
-    manifest = publish_learned(
-        repository,
-        made,
-        learn(made, seed=0, recipe=tiny.LOGISTIC),
-        model=model,
-        backbone=sha256(graph),
-        shards=repository.put_exemplars(made),
-        seed=0,
-        recipe=tiny.LOGISTIC,
-        making=Making(command="tests"),
-    )
-    repository.set_serving(model, manifest.revision, why="fit")
-    return manifest
+    return tiny.publish(repository, model, made, backbone=graph, info=backbone_info(graph))
 
 
 @tiny.copied

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from topwork.inputs.text import TextSpec, prepare
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.quantise import quantise_texts
 from topwork_trainer.backbones.texts.folder import FolderOptions, import_folder
 

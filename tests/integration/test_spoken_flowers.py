@@ -17,7 +17,7 @@ from topwork import Client
 from topwork.bundle.store import Repository
 from topwork.inputs.audio import AudioSpec, prepare
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.sounds.encoder import AudioSource, import_audio
 
 RATE = 16_000

@@ -10,35 +10,28 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from topwork.bundle.files import sha256
-from topwork.bundle.manifest import BackboneInfo
-from topwork.errors import Corrupt
 from topwork.inputs.preprocess import DEEP_GREY, Interpolation, PreprocessSpec
-from topwork.runtime.agreement import expect
-from topwork.runtime.backend import open_session, software_versions
+from topwork.runtime.backend import open_session
 from topwork_trainer.backbones import (
     LEAST_IMAGE_SIZE,
     MOST_IMAGE_SIZE,
     onnx_file,
     onnx_graph,
 )
+from topwork_trainer.backbones.imported import (
+    ImportedBackbone,
+    check_embeddings,
+    imported,
+    refusing,
+)
 from topwork_trainer.backbones.onnx_graph import GraphInput, Layout
 from topwork_trainer.backbones.onnx_wrap import Pool, Pooling, free_batch, wrap
-from topwork_trainer.backbones.parity import ExportError, check_parity, structured_images
+from topwork_trainer.backbones.parity import check_parity, structured_images
 from topwork_trainer.backbones.plans import Rgb
 from topwork_trainer.backbones.stamp import stamped
-from topwork_trainer.backbones.timing import embedding_milliseconds
-
-IDENTITY = "onnx:"
-"""Beginning of the identity of imported backbones."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Statistics of ImageNet's pixels from 0 to 1, which most networks were trained with."""
-
-_QUANTISED = {
-    *("QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"),
-    *("DynamicQuantizeLinear", "DynamicQuantizeMatMul"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +54,6 @@ class OnnxSource:
     licence: str = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportedBackbone:
-    """A backbone made of an ONNX file."""
-
-    onnx: bytes
-    """Input ``image`` uint8 (N, crop, crop, 3), RGB, or ``tokens`` int64 (N, T); output
-    ``embedding`` float32 (N, D)."""
-    info: BackboneInfo
-    notes: tuple[str, ...]
-    """What was found in the graph or assumed, a sentence each."""
-    milliseconds: float
-    """Time to embed an image, or a text of 64 tokens, on one core of this machine."""
-
-
 def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
     """Return the backbone ``name`` from an ONNX file.
 
@@ -82,17 +61,8 @@ def import_onnx(name: str, source: OnnxSource) -> ImportedBackbone:
     the original. Raises InvalidInput if the file cannot be used.
     """
     content = onnx_file.read(source.file)
-    try:
+    with refusing(source.file):
         return _import(name, source, content)
-    except (ValueError, Corrupt, ExportError) as error:
-        raise onnx_file.unusable(source.file, error) from error
-    except (IndexError, KeyError, TypeError) as error:  # such as a node without inputs
-        raise onnx_file.unusable(source.file, "its graph is malformed") from error
-
-
-def is_quantised(model: onnx.ModelProto) -> bool:
-    """Return whether a graph computes with integers of 8 bits."""
-    return any(node.op_type in _QUANTISED for node in onnx_file.nodes_of(model.graph))
 
 
 def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> ImportedBackbone:
@@ -110,10 +80,7 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
     outputs = _reference(bare, given, mean, std, images)
     pooling = Pooling(outputs.shape, source.pool)
     expected = pooling.apply(outputs)
-    if not np.isfinite(expected).all():
-        raise ValueError("its embeddings have values that are not finite")
-    if (expected == expected[0]).all():
-        raise ValueError(f"its output {tensor!r} is the same for all images")
+    check_embeddings(expected, tensor, "images")
     if given.batch is not None:
         free_batch(bare, given)
     spec = PreprocessSpec(
@@ -128,32 +95,25 @@ def _import(name: str, source: OnnxSource, content: onnx.ModelProto) -> Imported
     try:
         session = open_session(model, output="embedding", quiet=True)
         actual = np.concatenate([session.run(part) for part in np.split(images, (1, 4))])
-        parity = check_parity(expected, actual, reference="the original graph")
+        check_parity(expected, actual, reference="the original graph")
     except Exception as error:  # ONNX Runtime's errors share no class
         raise ValueError(_why_not_any(given, error)) from error
-    width = expected.shape[1]
-    info = BackboneInfo(
-        name=name,
-        identity=f"{IDENTITY}{name}:{sha256(model)}",
-        digest=sha256(model),
-        preprocess=spec,
-        width=width,
-        precision="int8" if is_quantised(bare) else "fp32",
-        licence=source.licence,
-        source=source.file.name,
-        weights_digest=onnx_file.digest(source.file),
-        parity_error=parity.max_abs_difference,
-        versions=software_versions(),
-        expected=expect(session.run, spec),
-    )
     notes = (
         f"input {given.name!r}: {given.layout}, {given.size} x {given.size} pixels",
         normalised,
-        f"embedding: {width} values of {tensor!r}"
+        f"embedding: {expected.shape[1]} values of {tensor!r}"
         + (f"; the classifier {classifier} is cut off (--output keeps it)" if classifier else ""),
     )
-    return ImportedBackbone(
-        onnx=model, info=info, notes=notes, milliseconds=embedding_milliseconds(session, spec)
+    return imported(
+        name,
+        source,
+        original=bare,
+        graph=model,
+        session=session,
+        spec=spec,
+        expected=expected,
+        actual=actual,
+        notes=notes,
     )
 
 

@@ -17,7 +17,7 @@ from topwork.runtime.cores import available_cores
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, TorchBackbone, plans
 from topwork_trainer.backbones.exports import Exports
-from topwork_trainer.backbones.onnx_import import IDENTITY
+from topwork_trainer.backbones.imported import IDENTITY
 from topwork_trainer.backbones.parity import ExportError
 from topwork_trainer.backbones.stamp import stamped
 from topwork_trainer.kinds import NOUNS

@@ -23,8 +23,9 @@ from topwork.inputs.sound_file import LEAST_RATE, MOST_RATE
 from topwork.inputs.text import MOST_TOKENS, TextSpec
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.onnx_graph import Layout
-from topwork_trainer.backbones.onnx_import import ImportedBackbone, OnnxSource, import_onnx
+from topwork_trainer.backbones.onnx_import import OnnxSource, import_onnx
 from topwork_trainer.backbones.onnx_wrap import Pool
 from topwork_trainer.backbones.plans import Rgb
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -18,7 +18,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.audio import AudioSpec, prepare
 from topwork.runtime.agreement import measure
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.sounds.encoder import AudioSource, import_audio
 from topwork_trainer.backbones.sounds.wrap import scaled
 from topwork_trainer.kinds import size_text, sizes_json

@@ -28,7 +28,8 @@ from topwork.errors import InvalidInput
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.agreement import measure
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone, OnnxSource, import_onnx
+from topwork_trainer.backbones.imported import ImportedBackbone
+from topwork_trainer.backbones.onnx_import import OnnxSource, import_onnx
 from topwork_trainer.backbones.parity import structured_images
 
 IMAGES = structured_images(SIZE)

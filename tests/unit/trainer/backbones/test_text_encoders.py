@@ -18,7 +18,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.text import TextSpec, prepare
 from topwork.runtime.agreement import measure
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.quantise import QuantisationError, quantise_texts
 from topwork_trainer.backbones.texts.encoder import TextSource, import_file
 

@@ -15,7 +15,7 @@ from support.text_encoders import encoder
 from topwork.errors import InvalidInput, NotFound
 from topwork.inputs.text import TextSpec, prepare
 from topwork.runtime.backend import open_session
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.texts.folder import FolderOptions, import_folder
 
 OPTIONS = FolderOptions(max_tokens=32)

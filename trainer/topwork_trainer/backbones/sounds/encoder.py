@@ -10,20 +10,20 @@ import onnx
 from numpy.typing import NDArray
 
 from topwork.arrays import Float32Array
-from topwork.bundle.files import sha256
-from topwork.bundle.manifest import BackboneInfo
-from topwork.errors import Corrupt, InvalidInput
+from topwork.errors import InvalidInput
 from topwork.inputs.audio import LATEST_PROBES, AudioSpec, probes
-from topwork.runtime.agreement import expect
-from topwork.runtime.backend import open_session, software_versions
+from topwork.runtime.backend import open_session
 from topwork_trainer.backbones import onnx_file, onnx_graph
-from topwork_trainer.backbones.onnx_import import IDENTITY, ImportedBackbone, is_quantised
-from topwork_trainer.backbones.parity import ExportError, check_parity
+from topwork_trainer.backbones.imported import (
+    ImportedBackbone,
+    check_embeddings,
+    imported,
+    refusing,
+)
 from topwork_trainer.backbones.sounds.graph import WaveInput, find_input
 from topwork_trainer.backbones.sounds.wrap import Completion, scaled, wrap
 from topwork_trainer.backbones.stamp import stamped
 from topwork_trainer.backbones.texts.graph import find_output
-from topwork_trainer.backbones.timing import embedding_milliseconds
 
 DEFAULT_WINDOW = 1.0
 """Raising it makes longer windows, in seconds, of encoders that take any."""
@@ -60,12 +60,8 @@ def import_audio(name: str, source: AudioSource) -> ImportedBackbone:
     libraries of audio.
     """
     model = onnx_file.read(source.file)
-    try:
+    with refusing(source.file):
         return _import(name, source, model)
-    except (ValueError, Corrupt, ExportError) as error:
-        raise onnx_file.unusable(source.file, error) from error
-    except (IndexError, KeyError, TypeError) as error:  # such as a node without inputs
-        raise onnx_file.unusable(source.file, "its graph is malformed") from error
 
 
 def _import(name: str, source: AudioSource, model: onnx.ModelProto) -> ImportedBackbone:
@@ -81,34 +77,21 @@ def _import(name: str, source: AudioSource, model: onnx.ModelProto) -> ImportedB
         outputs = _reference(bare, given, tensor, recordings)
     completion = Completion.of(outputs[0].shape, normalise=source.audio_normalise)
     expected = np.stack([completion.apply(output) for output in outputs])
-    if not np.isfinite(expected).all():
-        raise ValueError("its embeddings have values that are not finite")
-    if (expected == expected[0]).all():
-        raise ValueError(f"its output {tensor!r} is the same for all recordings")
+    check_embeddings(expected, tensor, "recordings")
     wrapped = wrap(bare, given, completion, window=spec.window)
     graph = stamped(wrapped.SerializeToString(), spec)
     session = open_session(graph, output="embedding", quiet=True)
     actual = np.concatenate([session.run(windows[None]) for windows in recordings])
-    parity = check_parity(expected, actual, reference="the original graph")
-    info = BackboneInfo(
-        name=name,
-        identity=f"{IDENTITY}{name}:{sha256(graph)}",
-        digest=sha256(graph),
-        preprocess=spec,
-        width=completion.width,
-        precision="int8" if is_quantised(bare) else "fp32",
-        licence=source.licence,
-        source=source.file.name,
-        weights_digest=onnx_file.digest(source.file),
-        parity_error=parity.max_abs_difference,
-        versions=software_versions(),
-        expected=expect(session.run, spec),
-    )
-    return ImportedBackbone(
-        onnx=graph,
-        info=info,
+    return imported(
+        name,
+        source,
+        original=bare,
+        graph=graph,
+        session=session,
+        spec=spec,
+        expected=expected,
+        actual=actual,
         notes=_notes(given, tensor, completion, spec),
-        milliseconds=embedding_milliseconds(session, spec),
     )
 
 

@@ -9,9 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from topwork.bundle.files import sha256
-from topwork.bundle.manifest import BackboneInfo
-from topwork.errors import Corrupt, InvalidInput
+from topwork.errors import InvalidInput
 from topwork.inputs.text import (
     LARGEST_TOKENIZER,
     LATEST_PROBES,
@@ -21,11 +19,14 @@ from topwork.inputs.text import (
     spec_of,
     vocabulary,
 )
-from topwork.runtime.agreement import expect
-from topwork.runtime.backend import open_session, software_versions
+from topwork.runtime.backend import open_session
 from topwork_trainer.backbones import onnx_file, onnx_graph
-from topwork_trainer.backbones.onnx_import import IDENTITY, ImportedBackbone, is_quantised
-from topwork_trainer.backbones.parity import ExportError, check_parity
+from topwork_trainer.backbones.imported import (
+    ImportedBackbone,
+    check_embeddings,
+    imported,
+    refusing,
+)
 from topwork_trainer.backbones.stamp import stamped
 from topwork_trainer.backbones.texts.graph import (
     EncoderInputs,
@@ -34,7 +35,6 @@ from topwork_trainer.backbones.texts.graph import (
     vocabulary_rows,
 )
 from topwork_trainer.backbones.texts.wrap import Pooling, Reduction, wrap
-from topwork_trainer.backbones.timing import embedding_milliseconds
 
 DEFAULT_TOKENS = 512
 """Raising it reads longer texts with encoders that do not say how long theirs may be."""
@@ -71,12 +71,8 @@ def import_encoder(name: str, source: TextSource, model: onnx.ModelProto) -> Imp
     InvalidInput if it cannot be used, or does not fit the tokenizer.
     """
     spec = _spec(source)
-    try:
+    with refusing(source.file):
         return _import(name, source, model, spec)
-    except (ValueError, Corrupt, ExportError) as error:
-        raise onnx_file.unusable(source.file, error) from error
-    except (IndexError, KeyError, TypeError) as error:  # such as a node without inputs
-        raise onnx_file.unusable(source.file, "its graph is malformed") from error
 
 
 def _spec(source: TextSource) -> TextSpec:
@@ -109,35 +105,22 @@ def _import(
     wanted = pooling if len(shape) == 3 else source.pooling
     reduction = Reduction.of(shape, wanted, normalise=source.normalise)
     expected = np.concatenate([reduction.apply(output) for output in outputs])
-    if not np.isfinite(expected).all():
-        raise ValueError("its embeddings have values that are not finite")
-    if (expected == expected[0]).all():
-        raise ValueError(f"its output {tensor!r} is the same for all texts")
+    check_embeddings(expected, tensor, "texts")
     width = expected.shape[1]
     wrapped = wrap(bare, inputs, reduction=reduction, width=width)
     graph = stamped(wrapped.SerializeToString(), spec)
     session = open_session(graph, output="embedding", quiet=True)
     actual = np.concatenate([session.run(text[None]) for text in texts])
-    parity = check_parity(expected, actual, reference="the original graph")
-    info = BackboneInfo(
-        name=name,
-        identity=f"{IDENTITY}{name}:{sha256(graph)}",
-        digest=sha256(graph),
-        preprocess=spec,
-        width=width,
-        precision="int8" if is_quantised(bare) else "fp32",
-        licence=source.licence,
-        source=source.file.name,
-        weights_digest=onnx_file.digest(source.file),
-        parity_error=parity.max_abs_difference,
-        versions=software_versions(),
-        expected=expect(session.run, spec),
-    )
-    return ImportedBackbone(
-        onnx=graph,
-        info=info,
+    return imported(
+        name,
+        source,
+        original=bare,
+        graph=graph,
+        session=session,
+        spec=spec,
+        expected=expected,
+        actual=actual,
         notes=tuple(_notes(inputs, tensor, reduction, spec, width)),
-        milliseconds=embedding_milliseconds(session, spec),
     )
 
 

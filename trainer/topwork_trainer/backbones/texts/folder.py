@@ -10,7 +10,7 @@ from typing import Any
 from topwork.errors import InvalidInput
 from topwork.inputs.text import MOST_TOKENS
 from topwork_trainer.backbones import onnx_file, tower_files
-from topwork_trainer.backbones.onnx_import import ImportedBackbone
+from topwork_trainer.backbones.imported import ImportedBackbone
 from topwork_trainer.backbones.texts.encoder import (
     DEFAULT_TOKENS,
     TextSource,

@@ -2,7 +2,8 @@
 
 ``PYTHONPATH=tests python -m benchmarks.spoken_flowers [--openwakeword FOLDER]``, with espeak-ng.
 Words of two thirds of the voices are taught, those of the others classified. The reference is
-scikit-learn's logistic regression on the same embeddings, with C by cross-validation over voices.
+scikit-learn's logistic regression on the same embeddings, with C and the scaling (standardised, of
+length 1, or none) by cross-validation over voices.
 Encoders: log-mel statistics without learnt weights, and, if the folder
 ``openwakeword/resources/models`` of openwakeword 0.4.0 is given, Google's speech embedding.
 """
@@ -21,8 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 from support import servers, spoken, wake_words
 from support.sounds import waveform_model
 
@@ -109,11 +110,12 @@ def reference(repository: Repository, name: str, train: Files, test: Files) -> A
         return np.stack(rows), [word for word, _ in paths], voices
 
     rows, words, voices = embed(train)
-    grid = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000)),
-        {"logisticregression__C": np.logspace(-4, 2, 13)},
-        cv=GroupKFold(5),
-    ).fit(rows, words, groups=voices)
+    pipeline = Pipeline([("scale", StandardScaler()), ("head", LogisticRegression(max_iter=5_000))])
+    choices = {
+        "scale": [StandardScaler(), Normalizer(), "passthrough"],
+        "head__C": np.logspace(-4, 3, 15),
+    }
+    grid = GridSearchCV(pipeline, choices, cv=GroupKFold(5)).fit(rows, words, groups=voices)
     test_rows, test_words, _ = embed(test)
     return Accuracy(int(np.sum(grid.predict(test_rows) == test_words)), len(test_words))
 

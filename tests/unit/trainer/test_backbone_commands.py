@@ -177,6 +177,7 @@ def test_list_has_measured_backbones(exported: Path, monkeypatch: pytest.MonkeyP
         "name": "resnet18",
         "image_size": 224,
         "max_tokens": None,
+        "audio_rate": None,
         "width": 512,
         "megabytes": pytest.approx(44.7, abs=0.2),
         "milliseconds": None,

@@ -1,0 +1,268 @@
+"""Picklable batch functions for data engines: ``Classifier`` and ``Embedder``.
+
+Ray Data, Daft, Spark and Dask pickle a function, and call it in many processes with batches of
+rows; docs/batch.md has an example for each. A process opens a model at its first batch and keeps it
+for all later ones, also if the function is unpickled again. The answers are those of
+``topwork.open``, byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.store import Repository
+from topwork.client.images import ImageLike
+from topwork.client.inputs import Text
+from topwork.client.results import ImageResult
+from topwork.errors import InvalidInput
+from topwork.in_order import in_order
+from topwork.inputs.kinds import TEXT
+from topwork.local import AHEAD, EmbeddedInput, Model, open_model
+from topwork.serving.classifier import DEFAULT_TOP_K
+
+T = TypeVar("T")
+
+Columns: TypeAlias = Mapping[str, Sequence[Any] | NDArray[Any]]
+"""Batch of rows: values by the name of their column, as many in each."""
+
+_ITEM_ERRORS = (OSError, TypeError, ValueError, InvalidInput)
+"""Errors of one item: a file that cannot be read, a value that is no input of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """Key of the models that a process has opened."""
+
+    repository: str
+    model: str
+    revision: int
+    signing: SigningFiles
+
+
+_opened: dict[tuple[int, _Engine], Model] = {}
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 # another thread of the parent may have held it
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class _Function:
+    """Function of a batch: reads the inputs' column, and adds columns of answers.
+
+    ``column`` names the inputs: encoded images (bytes), paths of image files, decoded images
+    (uint8 (H, W, 3) or (H, W)), embeddings (float32 (D,), or lists of numbers), or texts (strings,
+    if the model takes texts). ``drop`` names columns that are not passed on, such as that of the
+    encoded images. ``prefix`` begins the names of the added columns. ``revision`` 0 is the serving
+    one at the time the object is made, so that all processes use the same one. ``threads`` is the
+    number of inputs that a process works on at a time: give an engine's worker as many cores.
+    ``signing`` has the files of trusted keys.
+
+    Raises NotFound if there is no such model, NotReady if the revision was rejected, Corrupt if it
+    is damaged or not signed as it must be.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        model: str,
+        *,
+        column: str = "image",
+        drop: Collection[str] = (),
+        prefix: str = "",
+        revision: int = 0,
+        threads: int = 1,
+        signing: SigningFiles = SigningFiles(),  # noqa: B008 # frozen, so it can be shared
+    ) -> None:
+        if threads < 1:
+            raise InvalidInput(f"threads is {threads}; it must be at least 1", field="threads")
+        root = Path(repository).absolute()  # workers have other working directories
+        revision = revision or Repository(root).serving(model)
+        self._engine = _Engine(str(root), model, revision, signing)
+        self._column = column
+        self._drop = tuple(drop)
+        self._prefix = prefix
+        self._threads = threads
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__name__} {self._engine.model} revision {self._engine.revision}"
+        return f"<{name} of the column {self._column!r}>"
+
+    @property
+    def revision(self) -> int:
+        """Number of the revision that all processes use."""
+        return self._engine.revision
+
+    @overload
+    def __call__(self, batch: Columns) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, batch: Sequence[Any]) -> list[dict[str, Any]]: ...
+
+    def __call__(self, batch: Columns | Sequence[Any]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the columns of a batch with those of the answers, in the order of the rows.
+
+        A list of inputs gives a list of rows, a dictionary each, without the inputs. Raises
+        InvalidInput if the column of inputs is missing, or an added column exists already.
+        """
+        if not isinstance(batch, Mapping):
+            added = self._answers(batch)
+            return [dict(zip(added, row, strict=True)) for row in zip(*added.values(), strict=True)]
+        if self._column not in batch:
+            raise InvalidInput(
+                f"the batch has no column {self._column!r}; its columns are "
+                f"{', '.join(map(repr, batch))}",
+                field="column",
+            )
+        passed = {name: values for name, values in batch.items() if name not in self._drop}
+        added = self._answers(batch[self._column])
+        if both := sorted(passed.keys() & added.keys()):
+            raise InvalidInput(
+                f"the batch has columns named like answers: {', '.join(both)}; give a prefix",
+                field="prefix",
+            )
+        return {**passed, **added}
+
+    def _answers(self, items: Iterable[Any]) -> dict[str, Any]:
+        model = _open(self._engine)
+        columns = self._columns(model, items)
+        return {f"{self._prefix}{name}": values for name, values in columns.items()}
+
+    def _columns(self, model: Model, items: Iterable[Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _each(
+        self, model: Model, items: Iterable[Any], answer: Callable[[ImageLike], T]
+    ) -> list[T | str]:
+        """Return the answer to each item, or the text of its error."""
+        texts = model.kind == TEXT.name
+
+        def work(item: Any) -> T | str:
+            try:
+                return answer(_input(item, texts=texts))
+            except _ITEM_ERRORS as error:
+                return _message(error)
+
+        ahead = AHEAD * self._threads
+        with closing(in_order(work, items, threads=self._threads, ahead=ahead)) as done:
+            return [result for _, result in done]
+
+
+class Classifier(_Function):
+    """Function that classifies the inputs in a column of a batch.
+
+    Adds the columns ``labels`` (a list of str, the most probable first) and ``probabilities`` (a
+    list of float), at most ``top_k`` of each, ``unknown_probability`` (float; NaN if the model has
+    no estimate), ``is_unknown`` (bool), ``revision`` (int) and ``error`` (str; empty: none). A row
+    with an error has empty lists.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        model: str,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        **options: Any,
+    ) -> None:
+        super().__init__(repository, model, **options)
+        if top_k < 1:
+            raise InvalidInput(f"top_k is {top_k}; it must be at least 1", field="top_k")
+        self._top_k = top_k
+
+    def _columns(self, model: Model, items: Iterable[Any]) -> dict[str, Any]:
+        found = self._each(model, items, lambda item: model.result(item, top_k=self._top_k))
+        results = [None if isinstance(result, str) else result for result in found]
+        unknown = [result.unknown_probability if result else None for result in results]
+        return {
+            "labels": [[each.label for each in _predictions(result)] for result in results],
+            "probabilities": [
+                [each.probability for each in _predictions(result)] for result in results
+            ],
+            "unknown_probability": np.array(
+                [np.nan if value is None else value for value in unknown], dtype=np.float64
+            ),
+            "is_unknown": np.array([bool(result and result.is_unknown) for result in results]),
+            "revision": np.full(len(results), model.revision, dtype=np.int64),
+            "error": [_error(result) for result in found],
+        }
+
+
+class Embedder(_Function):
+    """Function that embeds the inputs in a column of a batch with the backbone of a model.
+
+    Adds the columns ``embedding`` (float32 (D,); NaN if there is an error), ``digest`` (str, the
+    input's digest in hexadecimal, by which exemplars are found; empty if there is an error) and
+    ``error`` (str; empty: none).
+    """
+
+    def _columns(self, model: Model, items: Iterable[Any]) -> dict[str, Any]:
+        found = self._each(model, items, model.embed)
+        embeddings = np.full((len(found), model.width), np.nan, dtype=np.float32)
+        for row, result in enumerate(found):
+            if isinstance(result, EmbeddedInput):
+                embeddings[row] = result.embedding
+        return {
+            "embedding": embeddings,
+            "digest": ["" if isinstance(result, str) else result.digest for result in found],
+            "error": [result if isinstance(result, str) else "" for result in found],
+        }
+
+
+def _open(engine: _Engine) -> Model:
+    """Return the model of this process. A forked process opens its own: threads do not survive."""
+    key = (os.getpid(), engine)
+    with _lock:
+        if key not in _opened:
+            _opened[key] = open_model(
+                engine.repository,
+                engine.model,
+                revision=engine.revision,
+                threads=1,
+                signing=engine.signing.read(publishes=False),
+            )
+        return _opened[key]
+
+
+def _input(item: Any, *, texts: bool) -> ImageLike:
+    """Return a value of a column as ``topwork.open`` takes it. Raises ValueError, TypeError."""
+    if item is None or (isinstance(item, float) and np.isnan(item)):
+        raise ValueError("the input is missing")
+    if isinstance(item, str) and texts:
+        return Text(item)
+    if isinstance(item, bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, list | tuple) and all(isinstance(value, Real) for value in item):
+        return np.array(item, dtype=np.float32)
+    return cast("ImageLike", item)
+
+
+def _predictions(result: ImageResult | None) -> Sequence[Any]:
+    return () if result is None else result.predictions
+
+
+def _error(result: ImageResult | str) -> str:
+    if isinstance(result, str):
+        return result
+    return "" if result.error is None else result.error.message
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"the file cannot be read: {error.strerror or error}"
+    return str(error)

@@ -16,6 +16,7 @@ from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.errors import InvalidInput
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
 from topwork.terminal import Console, LocalPath
@@ -23,7 +24,7 @@ from topwork.training.embed import Skipped
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.finetuning import finetuning_config, finetuning_options
-from topwork_trainer.cli.options import cache_option, data_argument, show_folders, split_names
+from topwork_trainer.cli.options import cache_option, show_folders, split_names
 from topwork_trainer.fit.fit import FitConfig, FitResult
 from topwork_trainer.fit.held_out import SplitResult
 
@@ -47,7 +48,12 @@ class _OrAuto(click.ParamType[Any]):
 
 
 @click.command()
-@data_argument
+@click.argument("data", required=False, type=LocalPath(path_type=Path))
+@click.option(
+    "--embeddings",
+    help="Parts of `topwork-train embed`, DIR or 'DIR/*.parquet', instead of DATA: the photos are "
+    "not read again.",
+)
 @click.option("--model", required=True, help="Name of the model; allowed: a-z 0-9 . _ -")
 @click.option(
     "--repository",
@@ -151,7 +157,8 @@ class _OrAuto(click.ParamType[Any]):
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def fit(
-    data: Path,
+    data: Path | None,
+    embeddings: str | None,
     classes: str | None,
     head: Any,
     normalisation: Any,
@@ -174,8 +181,12 @@ def fit(
     """
     from topwork_trainer.fit import fit as module
 
+    given = data if embeddings is None else Path(embeddings)
+    if given is None or (data and embeddings):
+        raise InvalidInput("give DATA or --embeddings, one of them", field="data")
     config = FitConfig(
-        data=data,
+        data=given,
+        embedded=embeddings is not None,
         classes=split_names(classes),
         recipe=Recipe(head=head, normalisation=normalisation),
         finetuning=finetuning_config(options),

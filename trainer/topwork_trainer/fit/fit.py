@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,7 @@ from topwork_trainer.data.photos import Photos
 from topwork_trainer.data.vectors import scan_vectors
 from topwork_trainer.finetuning.settings import FinetuneConfig
 from topwork_trainer.fit.attempts import Attempt, Attempts, OnStageProgress
+from topwork_trainer.fit.embedded import read_embedded
 from topwork_trainer.fit.evaluation_gate import JudgedFit
 from topwork_trainer.fit.held_out import SplitResult, judge
 from topwork_trainer.fit.images import keep_images
@@ -51,6 +53,7 @@ from topwork_trainer.ranking.rank import explain, select
 
 AUTO = "auto"
 Precision = Literal["fp32", "int8", "auto"]
+_PutBackbone = Callable[[Repository], BackboneInfo]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class FitConfig:
     data: Path
     model: str
     repository: Path
+    embedded: bool = False
+    """True: ``data`` is the directory, or the pattern of the parts, of an embedding run."""
     classes: Sequence[str] | None = None
     space: str = ""
     """Name of what computed the embeddings, if ``data`` has such; empty: that of the file."""
@@ -121,12 +126,12 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     the published revision.
     """
     check_model(config.model)
-    photos, space = _scan(config)
+    config, photos, known = _load(config)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     repository.check_not_deleted(config.model)
     watch = _Stopwatch(on_progress)
-    directory = config.cache if space is None else None  # there is nothing to compute
+    directory = config.cache if known is None else None  # there is nothing to compute
     with EmbeddingCache(directory) if directory else contextlib.nullcontext() as cache:
         attempts = Attempts(
             repository=repository,
@@ -140,8 +145,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             on_progress=watch,
         )
         ranked: Sequence[RankedBackbone] = ()
-        if space is not None:
-            choice, info = None, put_space(repository, space)
+        if known is not None:
+            choice, info = None, known(repository)
         else:
             choice, ranked = _choose(config, attempts)
             watch("backbone", 0, 0)
@@ -211,6 +216,19 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         report=repository.report_file(manifest),
         seconds=watch.seconds(),
     )
+
+
+def _load(config: FitConfig) -> tuple[FitConfig, Photos, _PutBackbone | None]:
+    """Return the settings, the data to train on, and what stores its backbone, if it has one.
+
+    Raises InvalidInput.
+    """
+    if config.embedded:
+        given = read_embedded(config)
+        pixels = given.plan.preview_pixels
+        return replace(config, preview_pixels=pixels), given.photos, given.put_backbone
+    photos, space = _scan(config)
+    return config, photos, None if space is None else partial(put_space, spec=space)
 
 
 def _scan(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:

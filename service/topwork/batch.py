@@ -1,8 +1,8 @@
 """Picklable batch functions for data engines: ``Classifier`` and ``Embedder``.
 
-Ray Data, Daft, Spark and Dask pickle a function, and call it in many processes with batches of
-rows; docs/batch.md has an example for each. A process opens a model at its first batch and keeps it
-for all later ones, also if the function is unpickled again. The answers are those of
+Ray Data, Daft, Spark and Dask copy a function to many processes, and call it with batches of
+rows; docs/batch.md has examples. A process opens a model at its first batch and keeps it
+for all later ones, also if the function is copied again. The answers are those of
 ``topwork.open``, byte for byte.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,14 @@ def embed_parts(
         waiting: dict[Any, int] = {}
         for part in parts:
             own = plan.photos_of(part, photos)
-            waiting[remote.remote(str(out), plan.digest, part, _pickled(own))] = len(own)
+            try:
+                task = remote.remote(str(out), plan.digest, part, own)
+            except TypeError as error:  # Ray cannot pickle an open file
+                raise InvalidInput(
+                    "the engine ray needs photos that are files of their own: unpack the archive",
+                    field="engine",
+                ) from error
+            waiting[task] = len(own)
             while len(waiting) >= most:
                 embedded += _finish(ray, waiting, on_photos)
         while waiting:
@@ -58,10 +64,9 @@ def embed_parts(
             ray.shutdown()
 
 
-def embed_part(out: str, digest: str, part: int, photos: bytes) -> int:
+def embed_part(out: str, digest: str, part: int, photos: Sequence[tuple[str, Photo]]) -> int:
     """Embed one part in a worker of Ray, whose process keeps the backbone; see ``Run.embed``."""
-    own = pickle.loads(photos)  # noqa: S301 # the driver made it
-    return _run(out, digest).embed(part, own, wait=True) or 0
+    return _run(out, digest).embed(part, photos, wait=True) or 0
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,14 +85,3 @@ def _finish(ray: Any, waiting: dict[Any, int], on_photos: Callable[[int], None])
         raise error.cause from error
     on_photos(waiting.pop(done))
     return embedded
-
-
-def _pickled(photos: Sequence[tuple[str, Photo]]) -> bytes:
-    """Return photos for another process. Raises InvalidInput if they are no files of their own."""
-    try:
-        return pickle.dumps(photos)
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise InvalidInput(
-            "the engine ray needs photos that are files of their own: unpack the archive",
-            field="engine",
-        ) from error

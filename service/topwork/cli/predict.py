@@ -12,6 +12,8 @@ from topwork import StreamResult
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import classify_inputs, image_arguments, list_inputs
 from topwork.cli.options import require_signed_option, trusted_keys_option
+from topwork.cli.parquet_table import out_option, write_table
+from topwork.cli.patterns import expand
 from topwork.client.inputs import Content
 
 
@@ -25,12 +27,14 @@ from topwork.client.inputs import Content
 @trusted_keys_option()
 @require_signed_option
 @click.argument("model")
+@out_option
 @image_arguments
 def predict(
     repository: Path,
     trusted_keys: Path | None,
     require_signed: bool,
     model: str,
+    out: Path | None,
     revision: int,
     top_k: int,
     as_json: bool,
@@ -38,14 +42,17 @@ def predict(
 ) -> None:
     """Classify IMAGES (files or folders) with MODEL of a repository, without a server.
 
-    The output is that of `topwork classify`, and the answers are the server's.
+    The output is that of `topwork classify`, and the answers are the server's. IMAGES may be
+    patterns, such as 'photos/**/*.jpg'.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    inputs = list_inputs(images)
+    inputs = list_inputs(expand(images))
     opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
 
     def stream(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:
         for result in opened.predict(contents, top_k=top_k):
             yield StreamResult(revision=opened.revision, result=result)
 
+    if out is not None:
+        write_table(inputs, stream, out)
     classify_inputs(inputs, stream, as_json=as_json)

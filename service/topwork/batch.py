@@ -121,8 +121,7 @@ class _Function:
         InvalidInput if the column of inputs is missing, or an added column exists already.
         """
         if not isinstance(batch, Mapping):
-            added = self._answers(batch)
-            return [dict(zip(added, row, strict=True)) for row in zip(*added.values(), strict=True)]
+            return _rows(self._answers(batch))
         if self._column not in batch:
             raise InvalidInput(
                 f"the batch has no column {self._column!r}; its columns are "
@@ -237,6 +236,15 @@ def _open(engine: _Engine) -> Model:
                 signing=engine.signing.read(publishes=False),
             )
         return _opened[key]
+
+
+def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return columns as rows of Python's values; those of a matrix stay arrays."""
+    values = [
+        column.tolist() if isinstance(column, np.ndarray) and column.ndim == 1 else column
+        for column in columns.values()
+    ]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _input(item: Any, *, texts: bool) -> ImageLike:

@@ -39,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "held-out" / label).mkdir(parents=True)
         for number in range(9):
             content = picture(label, 80 + number)
-            (root / "held-out" / label / f"{number}.png").write_bytes(content)
-    (root / "held-out" / "blue" / "broken.png").write_bytes(b"nothing")
+            (root / "held-out" / label / f"{number}.jpg").write_bytes(content)
+    (root / "held-out" / "blue" / "broken.jpg").write_bytes(b"nothing")
     return root
 
 
@@ -76,7 +76,7 @@ def run_example(folder: Path, package: str) -> str:
 
 def expected(folder: Path) -> dict[str, topwork.ImageResult]:
     """Return the results of ``topwork.open`` by path below the folder."""
-    paths = sorted((folder / "held-out").glob("*/*.png"))
+    paths = sorted((folder / "held-out").glob("*/*.jpg"))
     results = topwork.open(folder / "repository", "colours").predict(paths, top_k=3)
     return {
         str(path.relative_to(folder)): result for path, result in zip(paths, results, strict=True)
@@ -146,7 +146,7 @@ def test_ray_actors_embed_like_an_opened_model(folder: Path) -> None:
     assert len(rows) == 28
     for row in rows:
         if row["error"]:
-            assert row["path"].endswith("broken.png")
+            assert row["path"].endswith("broken.jpg")
             continue
         embedded = model.embed(folder / row["path"])
         assert row["digest"] == embedded.digest
@@ -155,9 +155,13 @@ def test_ray_actors_embed_like_an_opened_model(folder: Path) -> None:
 
 def embed(folder: Path, data: Path, out: Path) -> str:
     """Run ``embed --engine ray``."""
-    options = ["--model", "colours", "--repository", folder / "repository", "--part-photos", "4"]
-    command = ["-m", "topwork_trainer", "embed", data, "--out", out, "--engine", "ray", "--json"]
-    return run(folder, *command, *options)
+    repository = str(folder / "repository")
+    options = ["--model", "colours", "--repository", repository, "--part-photos", "4"]
+    return run(
+        folder,
+        *("-m", "topwork_trainer", "embed", data, "--out", out, "--engine", "ray", "--json"),
+        *options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +185,8 @@ def test_embed_with_ray_resumes_and_gives_the_bytes_of_the_local_engine(
     """Parts that are there are left; the others are equal, whichever worker made them."""
     out = folder / "by-ray"
     shutil.copytree(local, out)
-    for part in (0, 1, 3, 4, 6):
-        (out / f"part-{part:05}.parquet").unlink()
+    for number in (0, 1, 3, 4, 6):
+        (out / f"part-{number:05}.parquet").unlink()
     kept = (out / "part-00002.parquet").stat().st_mtime_ns
     assert '"embedded_now": 20' in embed(folder, folder / "held-out", out)
     assert (out / "part-00002.parquet").stat().st_mtime_ns == kept

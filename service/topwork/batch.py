@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
-from topwork.client.images import ImageLike
+from topwork.client.images import ImageLike, check_several
 from topwork.client.inputs import Text
 from topwork.client.results import ImageResult
 from topwork.errors import InvalidInput
@@ -118,9 +118,11 @@ class _Function:
         """Return the columns of a batch with those of the answers, in the order of the rows.
 
         A list of inputs gives a list of rows, a dictionary each, without the inputs. Raises
-        InvalidInput if the column of inputs is missing, or an added column exists already.
+        InvalidInput if the column of inputs is missing, or an added column exists already, and
+        TypeError for a data frame, a table, or a single input.
         """
         if not isinstance(batch, Mapping):
+            _check_list(batch)
             return _rows(self._answers(batch))
         if self._column not in batch:
             raise InvalidInput(
@@ -236,6 +238,16 @@ def _open(engine: _Engine) -> Model:
                 signing=engine.signing.read(publishes=False),
             )
         return _opened[key]
+
+
+def _check_list(batch: object) -> None:
+    """Raise TypeError for what is no list: iterating over a data frame would give its columns."""
+    if hasattr(batch, "columns") or hasattr(batch, "column_names"):
+        raise TypeError(
+            f"the batch is {type(batch).__name__}: pass a dictionary of columns, as Ray's "
+            "batch_format='numpy' and frame.to_dict('list') give"
+        )
+    check_several(batch)
 
 
 def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

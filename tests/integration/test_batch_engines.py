@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 from support import photo_sets, tiny
-from support.pictures import picture
+from support.pictures import picture, pictures
 
 import topwork
+from topwork.bundle.store import Repository
 from topwork_trainer.embedding.embed import EmbedConfig, embed_photos
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +193,60 @@ def test_embed_with_ray_resumes_and_gives_the_bytes_of_the_local_engine(
     assert (out / "part-00002.parquet").stat().st_mtime_ns == kept
     for part in sorted(local.glob("*.parquet")):
         assert (out / part.name).read_bytes() == part.read_bytes()
+
+
+DIES = """
+import sys
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from topwork_trainer.embedding.embed import EmbedConfig, embed_photos
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+machine = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+done = []
+
+
+def on_photos(photos):
+    done.append(photos)
+    if len(done) == 1:
+        cluster.remove_node(machine, allow_graceful=False)
+
+
+config = EmbedConfig(
+    data=Path("held-out"),
+    out=Path(sys.argv[1]),
+    engine="ray",
+    model="slow",
+    repository=Path("repository"),
+    part_photos=4,
+)
+assert embed_photos(config, lambda missing: on_photos).plan.parts == 7
+print("machine lives:", machine.any_processes_alive(), "parts:", len(done))
+"""
+
+
+def test_parts_of_a_machine_that_dies_are_made_elsewhere(folder: Path) -> None:
+    """Ray repeats its tasks; every part is there, with the bytes of the local engine."""
+    graph = tiny.busy_backbone_model()
+    repository = Repository(folder / "repository")
+    shown = {label: pictures(label, 12) for label in ("amber", "blue")}
+    tiny.publish(repository, "slow", tiny.embed_pictures(shown), backbone=graph)
+    (folder / "dies.py").write_text(DIES)
+    assert "machine lives: False parts: 7" in run(folder, "dies.py", "after-death")
+    config = EmbedConfig(
+        data=folder / "held-out",
+        out=folder / "undisturbed",
+        model="slow",
+        repository=folder / "repository",
+        part_photos=4,
+    )
+    embed_photos(config, lambda _: lambda _: None)
+    for part in sorted((folder / "undisturbed").glob("*.parquet")):
+        assert (folder / "after-death" / part.name).read_bytes() == part.read_bytes()
 
 
 def test_ray_engine_refuses_photos_in_an_archive(folder: Path) -> None:

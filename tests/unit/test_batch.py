@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support import spaces, texts, tiny
 from support.pictures import picture
@@ -170,6 +171,24 @@ def test_wrong_columns_are_refused(repository: Repository) -> None:
         classify({"path": ["a"]})
     with pytest.raises(InvalidInput, match="labels; give a prefix"):
         classify({"image": IMAGES[:1], "labels": ["blue"]})
+
+
+def test_tables_and_single_inputs_are_no_lists(repository: Repository, tmp_path: Path) -> None:
+    """Iterating over them would give columns, letters or numbers, and an error in each row."""
+    classify: Any = Classifier(repository.root, "colours")
+    with pytest.raises(TypeError, match="the batch is Table: pass a dictionary of columns"):
+        classify(pa.table({"image": IMAGES}))
+    for single in (IMAGES[0], str(tmp_path), tmp_path, np.zeros((4, 4, 3), dtype=np.uint8)):
+        with pytest.raises(TypeError, match="pass a list of images"):
+            classify(single)
+
+
+def test_arrow_table_as_columns_is_classified(repository: Repository) -> None:
+    """The columns of ``to_pydict`` are lists of bytes."""
+    table = pa.table({"image": IMAGES, "id": [1, 2, 3, 4]})
+    columns = Classifier(repository.root, "colours", drop=["image"])(table.to_pydict())
+    assert columns["id"] == [1, 2, 3, 4]
+    assert columns["error"] == [""] * 4
 
 
 def test_wrong_arguments_are_refused_where_the_object_is_made(repository: Repository) -> None:

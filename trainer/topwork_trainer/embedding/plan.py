@@ -122,6 +122,7 @@ def begin(out: Path, plan: Plan) -> Plan:
     other thumbnails or other software.
     """
     out.mkdir(parents=True, exist_ok=True)
+    files.sweep(out)  # what killed processes were writing
     with files.locked(out / "begin.lock"):
         if not (out / FILE).exists():
             files.write_file(out / FILE, to_json(plan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +18,8 @@ from topwork.training.embed import embed_each
 from topwork_trainer.audit_files import HeaderFacts, header_facts
 from topwork_trainer.embedding.parts import is_part, to_row, write_part
 from topwork_trainer.embedding.plan import LOCK, Plan, versions
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

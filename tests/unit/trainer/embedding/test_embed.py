@@ -167,6 +167,34 @@ def test_model_lends_its_backbone(tmp_path: Path, data: Path) -> None:
     assert read_photos(str(tmp_path / "out")).photos.labels == LABELS
 
 
+def test_backbone_that_is_off_here_is_replaced_by_its_twin(tmp_path: Path, data: Path) -> None:
+    """Its fp32 twin embeds, as in serving, and both reach the repository of the fit."""
+    repository = tiny.saturating_repository(tmp_path / "repository")
+    result = run(repository, data, tmp_path / "out", model="colours")
+    other = Repository(tmp_path / "other")
+    published = fitted(other, tmp_path / "out", embedded=True).manifest
+    assert published.backbone == result.backbone.digest
+    assert {info.digest for info in other.backbones()} == {published.backbone, result.backbone.twin}
+    exemplars = other.exemplars(published.exemplars)
+    blue = (data / "train/blue/03.png").read_bytes()
+    expected = tiny.embed_pictures({"blue": [blue]})
+    row = [digest.tobytes() for digest in exemplars.digests].index(expected.digests[0].tobytes())
+    assert exemplars.embeddings[row].tobytes() == expected.embeddings[0].tobytes()
+
+
+def test_photos_in_an_archive_give_the_same_revision(
+    repository: Repository, data: Path, tmp_path: Path
+) -> None:
+    """The local engine reads a zip in place; suspects can be dropped without the photos."""
+    archive = photo_sets.zipped(tmp_path / "photos.zip", data)
+    of_photos = fitted(repository, archive, drop_suspects=True)
+    run(repository, archive, tmp_path / "out")
+    archive.unlink()
+    other = Repository(tmp_path / "other")
+    of_parts = fitted(other, tmp_path / "out", embedded=True, drop_suspects=True)
+    assert_same_revision(of_photos, of_parts, repository, other)
+
+
 def test_run_that_is_complete_embeds_nothing(
     repository: Repository, data: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *arguments: str | Path) -> str:
     """Run Python in the environment of the engines and return its standard output."""
-    done = subprocess.run(
-        [PYTHON, *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "HOME": str(folder),  # Ray stores a token there
-            "PYTHONPATH": f"{ROOT / 'service'}:{ROOT / 'trainer'}",
-            "RAY_TMPDIR": "/tmp",  # noqa: S108 # paths of sockets are at most 107 bytes long
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=SECONDS,
-    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as sockets:  # a short path
+        done = subprocess.run(
+            [PYTHON, *arguments],
+            cwd=folder,
+            env={
+                **os.environ,
+                "HOME": str(folder),  # Ray stores a token there
+                "PYTHONPATH": f"{ROOT / 'service'}:{ROOT / 'trainer'}",
+                "RAY_TMPDIR": sockets,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -226,6 +228,8 @@ config = EmbedConfig(
 )
 assert embed_photos(config, lambda missing: on_photos).plan.parts == 7
 print("machine lives:", machine.any_processes_alive(), "parts:", len(done))
+ray.shutdown()
+cluster.shutdown()
 """
 
 

@@ -34,6 +34,9 @@ from topwork_trainer.data import Photos
 FILE = "plan.json"
 LOCK = "plan.lock"
 
+SCHEMA = 1
+"""Schema version of plan.json and of the parts."""
+
 PART_PHOTOS = 1024
 """Raising it makes parts fewer and larger: a kill loses the part in progress of each process."""
 
@@ -60,7 +63,7 @@ class Plan:
     """Names of the held-out splits, in order."""
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
-    schema: int = 1
+    schema: int = SCHEMA
 
     @property
     def digest(self) -> str:
@@ -152,13 +155,19 @@ def begin(out: Path, plan: Plan) -> Plan:
 
 
 def read_plan(out: Path) -> Plan:
-    """Return the plan in ``out``. Raises InvalidInput if there is none, Corrupt if damaged."""
+    """Return the plan in ``out``. Raises InvalidInput if there is none or a newer one, Corrupt."""
     path = out / FILE
     if not path.exists():
         raise InvalidInput(
             f"{file_name(out)} has no {FILE}: `topwork-train embed` makes it", field="embeddings"
         )
-    return from_json(files.read(path), Plan, name=files.short_path(path))
+    plan = from_json(files.read(path), Plan, name=files.short_path(path))
+    if plan.schema != SCHEMA:
+        raise InvalidInput(
+            f"{file_name(path)} has schema {plan.schema}; this software reads {SCHEMA}",
+            field="embeddings",
+        )
+    return plan
 
 
 def put_backbone(source: Repository, target: Repository, digest: str) -> BackboneInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -294,6 +295,34 @@ def test_part_that_another_process_embeds_is_left_to_it(
         process.kill()
         process.wait()
     assert run(repository, data, out).embedded_now == 5
+
+
+STORED = {
+    "data": "ab" * 32,
+    "photos": 5,
+    "part_photos": 2,
+    "backbone": "cd" * 32,
+    "preview_pixels": 64,
+    "versions": {"onnxruntime": "1.23.2", "pillow": "12.0.0"},
+    "labels": ["a", "b"],
+    "splits": ["test"],
+    "left_out": [{"reason": "text", "names": ["a/notes.txt"]}],
+    "notes": ["Held out and not trained on: test (1 photos)"],
+    "schema": 1,
+}
+"""Content of plan.json of the first release, whose parts have the sha256 of its bytes."""
+
+
+def test_plan_of_the_first_release_is_read(tmp_path: Path) -> None:
+    """Reading and writing it gives the same bytes, which the parts name by their digest."""
+    content = json.dumps(STORED, indent=1).encode() + b"\n"
+    (tmp_path / "plan.json").write_bytes(content)
+    plan = read_plan(tmp_path)
+    assert plan.parts == 3
+    assert plan.digest == hashlib.sha256(content).hexdigest()
+    (tmp_path / "plan.json").write_text(json.dumps({**STORED, "schema": 2}))
+    with pytest.raises(InvalidInput, match="has schema 2; this software reads 1"):
+        read_plan(tmp_path)
 
 
 # Processes

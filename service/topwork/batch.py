@@ -9,13 +9,11 @@ for all later ones, also if the function is copied again. The answers are those 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +26,8 @@ from topwork.client.results import ImageResult
 from topwork.errors import InvalidInput
 from topwork.in_order import in_order
 from topwork.inputs.kinds import TEXT
-from topwork.local import AHEAD, EmbeddedInput, Model, open_model
+from topwork.local import AHEAD, EmbeddedInput, Model
+from topwork.opened_models import ModelKey, open_once
 from topwork.serving.classifier import DEFAULT_TOP_K
 
 T = TypeVar("T")
@@ -40,42 +39,19 @@ _ITEM_ERRORS = (OSError, TypeError, ValueError, InvalidInput)
 """Errors of one item: a file that cannot be read, a value that is no input of the model."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    """Key of the models that a process has opened."""
+class Options(TypedDict, total=False):
+    """Options of both functions; see ``Embedder``."""
 
-    repository: str
-    model: str
+    column: str
+    drop: Collection[str]
+    prefix: str
     revision: int
+    threads: int
     signing: SigningFiles
 
 
-_opened: dict[tuple[int, _Engine], Model] = {}
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 # another thread of the parent may have held it
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
 class _Function:
-    """Function of a batch: reads the inputs' column, and adds columns of answers.
-
-    ``column`` names the inputs: encoded images (bytes), paths of image files, decoded images
-    (uint8 (H, W, 3) or (H, W)), embeddings (float32 (D,), or lists of numbers), or texts (strings,
-    if the model takes texts). ``drop`` names columns that are not passed on, such as that of the
-    encoded images. ``prefix`` begins the names of the added columns. ``revision`` 0 is the serving
-    one at the time the object is made, so that all processes use the same one. ``threads`` is the
-    number of inputs that a process works on at a time: give an engine's worker as many cores.
-    ``signing`` has the files of trusted keys.
-
-    Raises NotFound if there is no such model, NotReady if the revision was rejected, Corrupt if it
-    is damaged or not signed as it must be.
-    """
+    """Function of a batch: reads the inputs' column, and adds columns of answers."""
 
     def __init__(
         self,
@@ -93,20 +69,20 @@ class _Function:
             raise InvalidInput(f"threads is {threads}; it must be at least 1", field="threads")
         root = Path(repository).absolute()  # workers have other working directories
         revision = revision or Repository(root).serving(model)
-        self._engine = _Engine(str(root), model, revision, signing)
+        self._key = ModelKey(str(root), model, revision, signing)
         self._column = column
         self._drop = tuple(drop)
         self._prefix = prefix
         self._threads = threads
 
     def __repr__(self) -> str:
-        name = f"{type(self).__name__} {self._engine.model} revision {self._engine.revision}"
+        name = f"{type(self).__name__} {self._key.model} revision {self._key.revision}"
         return f"<{name} of the column {self._column!r}>"
 
     @property
     def revision(self) -> int:
         """Number of the revision that all processes use."""
-        return self._engine.revision
+        return self._key.revision
 
     @overload
     def __call__(self, batch: Columns) -> dict[str, Any]: ...
@@ -140,7 +116,7 @@ class _Function:
         return {**passed, **added}
 
     def _answers(self, items: Iterable[Any]) -> dict[str, Any]:
-        model = _open(self._engine)
+        model = open_once(self._key)
         columns = self._columns(model, items)
         return {f"{self._prefix}{name}": values for name, values in columns.items()}
 
@@ -167,6 +143,8 @@ class _Function:
 class Classifier(_Function):
     """Function that classifies the inputs in a column of a batch.
 
+    ``options`` are those of ``Embedder``.
+
     Adds the columns ``labels`` (a list of str, the most probable first) and ``probabilities`` (a
     list of float), at most ``top_k`` of each, ``unknown_probability`` (float; NaN if the model has
     no estimate), ``is_unknown`` (bool), ``revision`` (int) and ``error`` (str; empty: none). A row
@@ -179,7 +157,7 @@ class Classifier(_Function):
         model: str,
         *,
         top_k: int = DEFAULT_TOP_K,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(repository, model, **options)
         if top_k < 1:
@@ -210,6 +188,17 @@ class Embedder(_Function):
     Adds the columns ``embedding`` (float32 (D,); NaN if there is an error), ``digest`` (str, the
     input's digest in hexadecimal, by which exemplars are found; empty if there is an error) and
     ``error`` (str; empty: none).
+
+    ``column`` names the inputs: encoded images (bytes), paths of image files, decoded images
+    (uint8 (H, W, 3) or (H, W)), embeddings (float32 (D,), or lists of numbers), or texts (strings,
+    if the model takes texts). ``drop`` names columns that are not passed on, such as that of the
+    encoded images. ``prefix`` begins the names of the added columns. ``revision`` 0 is the serving
+    one at the time the object is made, so that all processes use the same one. ``threads`` is the
+    number of inputs that a process works on at a time: give an engine's worker as many cores.
+    ``signing`` has the files of trusted keys.
+
+    Raises NotFound if there is no such model, NotReady if the revision was rejected, Corrupt if it
+    is damaged or not signed as it must be.
     """
 
     def _columns(self, model: Model, items: Iterable[Any]) -> dict[str, Any]:
@@ -223,21 +212,6 @@ class Embedder(_Function):
             "digest": ["" if isinstance(result, str) else result.digest for result in found],
             "error": [result if isinstance(result, str) else "" for result in found],
         }
-
-
-def _open(engine: _Engine) -> Model:
-    """Return the model of this process. A forked process opens its own: threads do not survive."""
-    key = (os.getpid(), engine)
-    with _lock:
-        if key not in _opened:
-            _opened[key] = open_model(
-                engine.repository,
-                engine.model,
-                revision=engine.revision,
-                threads=1,
-                signing=engine.signing.read(publishes=False),
-            )
-        return _opened[key]
 
 
 def _check_list(batch: object) -> None:

@@ -15,7 +15,7 @@ from support import spaces, texts, tiny
 from support.pictures import picture
 
 import topwork
-from topwork import batch
+from topwork import opened_models
 from topwork.batch import Classifier, Embedder
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput, NotFound
@@ -109,8 +109,8 @@ def test_process_opens_a_model_once(
         opened.append(arguments)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(batch, "open_model", counting)
-    monkeypatch.setattr(batch, "_opened", {})
+    monkeypatch.setattr(opened_models, "open_model", counting)
+    monkeypatch.setattr(opened_models, "_opened", {})
     pickled = pickle.dumps(Classifier(repository.root, "colours"))
     copies = [pickle.loads(pickled) for _ in range(4)]  # noqa: S301 # our own
     threads = [threading.Thread(target=copy, args=(IMAGES[:2],)) for copy in copies]

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TARGET := serve
 IMAGE := topwork:$(TARGET)
 
-.PHONY: install demo test test-fast tritonclient minilm wake-words lint lint-types lint-style format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
+.PHONY: install demo test test-fast tritonclient minilm wake-words batch lint lint-types lint-style format proto released bench image image-base image-test soak fuzz mutate audit sbom soak-edge clean
 
 install: $(INSTALLED)  ## Create .venv with all dependencies; TORCH_INDEX=URL of an index with CPU builds of torch
 
@@ -58,6 +58,16 @@ minilm: .minilm/installed  ## Test with a real text encoder, which is downloaded
 
 wake-words: .openwakeword/installed  ## Test with a real encoder of spoken words, which is downloaded (9 MB)
 	$(BIN)/python -m pytest tests/integration/test_spoken_flowers.py
+
+# Ray, Daft and Dask are 500 MB, and have other versions of protobuf and numpy.
+.venv-batch/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-batch
+	.venv-batch/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,ray]' \
+		'daft>=0.7' 'dask>=2025' 'ray[data]>=2.51'
+	touch $@
+
+batch: $(INSTALLED) .venv-batch/installed  ## Test with Ray, Daft and Dask, in an environment of their own
+	$(BIN)/python -m pytest tests/integration/test_batch_engines.py
 
 lint: lint-types lint-style  ## Check style, types, import rules and the contract; with --jobs 2 on two cores
 
@@ -134,4 +144,4 @@ soak-edge: $(INSTALLED)  ## Let clients connect, cancel and disconnect for MINUT
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.edge_soak --minutes $(or $(MINUTES),60)
 
 clean:  ## Remove environments and build outputs
-	rm -rf $(VENV) $(TOOLS) .minilm .venv-tritonclient .venv-mutate build dist
+	rm -rf $(VENV) $(TOOLS) .minilm .openwakeword .venv-tritonclient .venv-batch .venv-mutate build dist

@@ -1,8 +1,8 @@
 """Image-classification server that adds classes while it serves, and its Python client.
 
-The public names are the client, and ``open``, which loads a model into this process and needs the
-extra ``cpu``. They are imported on first use, because the server and the trainer import this
-package, too. Nothing here needs torch.
+The public names are the client, ``open``, which loads a model into this process, and ``batch``,
+functions for data engines; these two need the extra ``cpu``. The names are imported on first use,
+because the server and the trainer import this package, too. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from topwork import batch
     from topwork.client.asynchronous import AsyncClient
     from topwork.client.blocking import Client
     from topwork.client.calls import CallFailed
@@ -51,6 +52,7 @@ __all__ = [
     "Prediction",
     "StreamResult",
     "Text",
+    "batch",
     "embeddings",
     "open",
     "progress",
@@ -76,6 +78,7 @@ _PLACES = {
     "Prediction": "client.results:Prediction",
     "StreamResult": "client.results:StreamResult",
     "Text": "client.inputs:Text",
+    "batch": "batch:",
     "embeddings": "client.inputs:embeddings",
     "open": "local:open_model",
     "progress": "client.outcomes:progress",
@@ -88,7 +91,8 @@ def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
+    imported = import_module(f"{__name__}.{module}")
+    return getattr(imported, attribute) if attribute else imported
 
 
 def __dir__() -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
@@ -20,7 +23,7 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.in_order import in_order
 from topwork.inputs.audio import SentAudio
 from topwork.inputs.embeddings import SentEmbedding
-from topwork.inputs.kinds import AnyInput, array_of
+from topwork.inputs.kinds import AnyInput, array_of, kind_of
 from topwork.inputs.text import SentText
 from topwork.rpc.convert.answers import to_image_result
 from topwork.rpc.convert.explanations import to_explain_response
@@ -37,6 +40,16 @@ _LOG = logging.getLogger(__name__)
 
 AHEAD = 4
 """Images in flight per thread; raising it reads more images of an iterator ahead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedInput:
+    """Embedding of one input."""
+
+    digest: str
+    """Digest of the prepared input in hexadecimal, by which an exemplar is found."""
+    embedding: NDArray[np.float32]
+    """(D,)"""
 
 
 class Model:
@@ -71,6 +84,16 @@ class Model:
         """Labels, sorted by code point."""
         return self._manifest.labels
 
+    @property
+    def kind(self) -> str:
+        """Kind of the inputs, such as ``image``; see ``topwork.inputs.kinds``."""
+        return kind_of(self._backbone.info.preprocess).name
+
+    @property
+    def width(self) -> int:
+        """Width D of the embeddings."""
+        return self._backbone.info.width
+
     @overload
     def predict(
         self, images: Iterator[ImageLike], *, top_k: int = DEFAULT_TOP_K
@@ -92,14 +115,28 @@ class Model:
         """
         check_several(images)
         _check_top_k(top_k)
-
-        def work(image: ImageLike) -> ImageResult:
-            return self._predict(_given(image), top_k)
-
+        work = partial(self.result, top_k=top_k)
         ahead = AHEAD * self._threads
         done = in_order(work, images, threads=self._threads, ahead=ahead)
         results = (result for _, result in done)
         return results if isinstance(images, Iterator) else list(results)
+
+    def result(self, image: ImageLike, *, top_k: int = DEFAULT_TOP_K) -> ImageResult:
+        """Return the result of one image, computed in the calling thread; else as ``predict``."""
+        _check_top_k(top_k)
+        return self._predict(_given(image), top_k)
+
+    def embed(self, image: ImageLike) -> EmbeddedInput:
+        """Return the embedding of one image, as exemplars have it, in the calling thread.
+
+        Raises ImageError, and what ``predict`` raises.
+        """
+        spec = self._backbone.info.preprocess
+        prepared = array_of(_given(image), spec, model=self.name)
+        return EmbeddedInput(
+            digest=kind_of(spec).digest(prepared),
+            embedding=self._backbone.session.run(prepared[None])[0],
+        )
 
     def explain(
         self,

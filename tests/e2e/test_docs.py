@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = "../README.md"
 PAGES = [README, *sorted(path.name for path in DOCS.glob("*.md"))]
 WALKS = (
-    (README, "export.md", "embeddings.md", "texts.md", "audio.md"),
+    (README, "export.md", "embeddings.md", "texts.md", "audio.md", "batch.md"),
     (
         "quickstart.md",
         "explanations.md",
@@ -41,6 +41,11 @@ WALKS = (
 NOT_RUN = {
     (README, "make demo"): "takes minutes, and `make test` runs this test",
     (README, "python3 -m venv"): "installs; the tests' environment has it",
+    ("batch.md", "import ray"): "needs Ray: `make batch` runs it",
+    ("batch.md", "import daft"): "needs Daft: `make batch` runs it",
+    ("batch.md", "import json\nfrom pathlib import Path\n\nimport dask"): (
+        "needs Dask: `make batch` runs it"
+    ),
     ("benchmarks.md", "make bench "): "takes ten minutes",
     ("deployment.md", "make image "): "builds images: `make image-test` does",
     ("deployment.md", "docker run --read-only"): "needs docker",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypedDict, runtime_checkable
 
 from PIL import ExifTags, Image
 
@@ -81,11 +82,48 @@ class _Header:
     animated: bool
 
 
+class HeaderFacts(TypedDict):
+    """Properties of a header, for storage."""
+
+    short: int
+    elongation: float
+    grey: bool
+    turned: bool
+    animated: bool
+
+
+@runtime_checkable
+class AuditedBefore(Protocol):
+    """Photo whose header was read earlier; its file may be gone."""
+
+    def header_facts(self) -> HeaderFacts | None:
+        """Return what ``header_facts`` returned for it."""
+
+
+def header_facts(photo: Photo, spec: PreprocessSpec) -> HeaderFacts | None:
+    """Return the properties of a file's header; None if Pillow cannot read it.
+
+    Raises OSError or ImageError if the file cannot be opened.
+    """
+    for header in _read_header(photo, spec):
+        return HeaderFacts(
+            short=header.short,
+            elongation=header.elongation,
+            grey=header.grey,
+            turned=header.turned,
+            animated=header.animated,
+        )
+    return None
+
+
 def _read_header(photo: Photo, spec: PreprocessSpec) -> list[_Header]:
     """Return the header of a file, or [] if Pillow cannot read it: the decoder may still do.
 
     Raises OSError or ImageError if the file cannot be opened.
     """
+    if isinstance(photo, AuditedBefore):
+        facts = photo.header_facts()
+        return [] if facts is None else [_Header(source=photo, **facts)]
     with photo.open() as file:
         is_heif = recognise(file.read(256)) == "HEIF"
         file.seek(0)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from topwork.errors import Corrupt, NotFound
 
@@ -86,6 +87,21 @@ def write_file(
         _write_synced(descriptor, content)
         with under():
             temporary.replace(path)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that replaces ``path`` durably when the block succeeds.
+
+    On any error it is deleted.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path, directory=False) as (temporary, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
+            yield file
+        os.fsync(descriptor)
+        temporary.replace(path)
     sync_directory(path.parent)
 
 

@@ -12,6 +12,8 @@ from topwork import StreamResult
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import require_signed_option, trusted_keys_option
+from topwork.cli.parquet_table import out_option, write_table
+from topwork.cli.patterns import expand
 from topwork.client.inputs import Content
 
 
@@ -25,12 +27,14 @@ from topwork.client.inputs import Content
 @trusted_keys_option()
 @require_signed_option
 @click.argument("model")
+@out_option
 @image_arguments
 def predict(
     repository: Path,
     trusted_keys: Path | None,
     require_signed: bool,
     model: str,
+    out: Path | None,
     revision: int,
     top_k: int,
     as_json: bool,
@@ -43,11 +47,13 @@ def predict(
     output is that of `topwork classify`, and the answers are the server's.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    inputs = given_inputs(images, texts)
+    inputs = given_inputs(expand(images), texts)
     opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
 
     def stream(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:
         for result in opened.predict(contents, top_k=top_k):
             yield StreamResult(revision=opened.revision, result=result)
 
+    if out is not None:
+        write_table(inputs, stream, out)
     classify_inputs(inputs, stream, as_json=as_json)

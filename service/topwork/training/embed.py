@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,22 @@ class EmbeddedRow:
     thumbnail: bytes
 
 
+Embedded: TypeAlias = tuple[bytes, EmbeddedRow] | Skipped
+"""sha256 of a file (32 bytes) with its row, or the reason not to use it."""
+
+
+@runtime_checkable
+class EmbeddedBefore(Protocol):
+    """An ImageSource that needs no session: its file was embedded earlier, and may be gone."""
+
+    @property
+    def group_id(self) -> bytes:
+        """Id of its group, GROUP_BYTES; zeros: none."""
+
+    def embedded(self) -> Embedded:
+        """Return what ``embed_each`` yielded for it."""
+
+
 class Cache(Protocol):
     """Cache of rows of one backbone and one preprocess spec; used by several threads."""
 
@@ -84,28 +100,20 @@ def embed(
     checking ``limits``.
     """
     kind = kind_of(spec)
-
-    def embed_source(source: ImageSource) -> tuple[bytes, EmbeddedRow] | Skipped:
-        try:
-            content = source.read()
-            key = hashlib.sha256(content).digest()
-            row = cache.get(key) if cache is not None else None
-            if row is None:
-                row = _row(content, session, kind, spec, limits, preview_pixels)
-                if cache is not None:
-                    cache.put(key, row)
-            return key, row
-        except ImageError as error:
-            return _skipped(source, error.reason, str(error))
-        except OSError as error:
-            return _skipped(source, ImageError.reason, f"the file cannot be read: {error}")
-
     used: list[ImageSource] = []
     rows: list[EmbeddedRow] = []
     contents: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
-    done = in_order(embed_source, sources, threads=cores, ahead=WINDOW * cores)
+    done = embed_each(
+        sources,
+        session,
+        spec,
+        cores=cores,
+        preview_pixels=preview_pixels,
+        limits=limits,
+        cache=cache,
+    )
     with closing(done) as results:
         for source, result in results:
             on_image()
@@ -131,11 +139,48 @@ def embed(
         contents=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         names=[source.name for source in used],
         thumbnails=[row.thumbnail for row in rows],
-        groups=np.frombuffer(
-            b"".join(group_id(source.group) for source in used), dtype=np.uint8
-        ).reshape(-1, GROUP_BYTES),
+        groups=np.frombuffer(b"".join(map(_group_id, used)), dtype=np.uint8).reshape(
+            -1, GROUP_BYTES
+        ),
     )
     return used_exemplars, skipped
+
+
+def embed_each(
+    sources: Iterable[ImageSource],
+    session: EmbeddingSession,
+    spec: InputSpec,
+    *,
+    cores: int,
+    preview_pixels: int = SIDE,
+    limits: InputLimits = DEFAULT_LIMITS,
+    cache: Cache | None = None,
+) -> Generator[tuple[ImageSource, Embedded], None, None]:
+    """Yield each source with its row, in order, duplicates too; see ``embed``."""
+    kind = kind_of(spec)
+
+    def embed_source(source: ImageSource) -> Embedded:
+        if isinstance(source, EmbeddedBefore):
+            return source.embedded()
+        try:
+            content = source.read()
+            key = hashlib.sha256(content).digest()
+            row = cache.get(key) if cache is not None else None
+            if row is None:
+                row = _row(content, session, kind, spec, limits, preview_pixels)
+                if cache is not None:
+                    cache.put(key, row)
+            return key, row
+        except ImageError as error:
+            return _skipped(source, error.reason, str(error))
+        except OSError as error:
+            return _skipped(source, ImageError.reason, f"the file cannot be read: {error}")
+
+    return in_order(embed_source, sources, threads=cores, ahead=WINDOW * cores)
+
+
+def _group_id(source: ImageSource) -> bytes:
+    return source.group_id if isinstance(source, EmbeddedBefore) else group_id(source.group)
 
 
 def _row(

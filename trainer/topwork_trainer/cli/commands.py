@@ -14,6 +14,11 @@ SECTIONS = {
             "Train on the labelled photos in DATA and publish a revision.",
             "topwork-train fit photos --model flowers --repository repository",
         ),
+        "embed": Lazy(
+            "topwork_trainer.cli.embed:embed",
+            "Embed the labelled photos in DATA, given as for fit, into Parquet files.",
+            "topwork-train embed photos --out embeddings",
+        ),
         "rank": Lazy(
             "topwork_trainer.cli.rank:rank",
             "Compare backbones on a sample of the photos or texts in DATA.",

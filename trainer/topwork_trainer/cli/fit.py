@@ -16,6 +16,7 @@ from topwork import tables
 from topwork.bundle.findings import Finding
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.errors import InvalidInput
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
@@ -26,7 +27,6 @@ from topwork_trainer.cli.finetuning import finetuning_config, finetuning_options
 from topwork_trainer.cli.fit_json import fit_json
 from topwork_trainer.cli.options import (
     cache_option,
-    data_argument,
     kind_option,
     show_folders,
     split_names,
@@ -54,7 +54,12 @@ class _OrAuto(click.ParamType[Any]):
 
 
 @click.command()
-@data_argument
+@click.argument("data", required=False, type=LocalPath(path_type=Path))
+@click.option(
+    "--embeddings",
+    help="Parts of `topwork-train embed`, DIR or 'DIR/*.parquet', instead of DATA: the photos are "
+    "not read again.",
+)
 @click.option("--model", required=True, help="Name of the model; allowed: a-z 0-9 . _ -")
 @click.option(
     "--repository",
@@ -159,7 +164,8 @@ class _OrAuto(click.ParamType[Any]):
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def fit(
-    data: Path,
+    data: Path | None,
+    embeddings: str | None,
     classes: str | None,
     head: Any,
     normalisation: Any,
@@ -186,8 +192,12 @@ def fit(
     """
     from topwork_trainer.fit import fit as module
 
+    given = data if embeddings is None else Path(embeddings)
+    if given is None or (data and embeddings):
+        raise InvalidInput("give DATA or --embeddings, one of them", field="data")
     config = FitConfig(
-        data=data,
+        data=given,
+        embedded=embeddings is not None,
         classes=split_names(classes),
         recipe=Recipe(head=head, normalisation=normalisation),
         finetuning=finetuning_config(options),

@@ -44,6 +44,18 @@ def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
+@contextmanager
+def counter(description: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Yield a function that shows a bar of a total, and returns one that advances it."""
+    with _progress() as progress:
+
+        def begin(total: int) -> Callable[[int], None]:
+            task = progress.add_task(description, total=total)
+            return lambda count: progress.advance(task, count)
+
+        yield begin
+
+
 def _complete(progress: Progress, task_id: TaskID) -> None:
     for task in progress.tasks:
         if task.id == task_id and not task.finished:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
+from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.spaces import put_space
+from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.data.vectors import is_vectors
 from topwork.inputs.embeddings import EmbeddingSpec
@@ -13,10 +19,10 @@ from topwork_trainer.backbones.prepare import added_names, missing_backbone
 from topwork_trainer.data import add_test_set, scan
 from topwork_trainer.data.photos import Photos
 from topwork_trainer.data.vectors import scan_vectors
+from topwork_trainer.fit.embedded import read_embedded
 from topwork_trainer.kinds import NOUNS
 
 if TYPE_CHECKING:
-    from topwork.bundle.store import Repository
     from topwork_trainer.fit.fit import FitConfig
 
 _OF_IMAGES = ("weights", "image_size", "views", "finetuning", "preview_pixels")
@@ -25,7 +31,24 @@ _OF_GRAPHS = ("test", "backbone", "precision")
 """Settings that embeddings do not have."""
 
 
-def load_data(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:
+PutBackbone: TypeAlias = Callable[[Repository], BackboneInfo]
+"""Stores the backbone of data that is embedded already, and returns its description."""
+
+
+def load_data(config: FitConfig) -> tuple[FitConfig, Photos, PutBackbone | None]:
+    """Return the settings, the data to train on, and what stores its backbone if it is embedded.
+
+    Raises InvalidInput.
+    """
+    if config.embedded:
+        given = read_embedded(config)
+        pixels = given.plan.preview_pixels
+        return replace(config, preview_pixels=pixels), given.photos, given.put_backbone
+    photos, space = _scan(config)
+    return config, photos, None if space is None else partial(put_space, spec=space)
+
+
+def _scan(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:
     """Return the data to train on, and the space if they are embeddings. Raises InvalidInput."""
     if config.kind == "embedding" or (not config.kind and is_vectors(config.data)):
         _check_settings(config, (*_OF_GRAPHS, *_OF_IMAGES), "embedding")

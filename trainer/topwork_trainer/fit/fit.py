@@ -15,7 +15,6 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.spaces import put_space
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
@@ -63,6 +62,8 @@ class FitConfig:
     repository: Path
     kind: str = ""
     """Kind of the data, such as ``text``; empty: found by the files."""
+    embedded: bool = False
+    """True: ``data`` is the directory, or the pattern of the parts, of an embedding run."""
     classes: Sequence[str] | None = None
     space: str = ""
     """Name of what computed the embeddings, if ``data`` has such; empty: that of the file."""
@@ -124,12 +125,12 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     the published revision.
     """
     check_model(config.model)
-    photos, space = load_data(config)
+    config, photos, known = load_data(config)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
     repository = Repository(config.repository, signing)
     repository.check_not_deleted(config.model)
     watch = Stopwatch(on_progress)
-    directory = config.cache if space is None else None  # there is nothing to compute
+    directory = config.cache if known is None else None  # there is nothing to compute
     with EmbeddingCache(directory) if directory else contextlib.nullcontext() as cache:
         attempts = Attempts(
             repository=repository,
@@ -143,8 +144,8 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             on_progress=watch,
         )
         ranked: Sequence[RankedBackbone] = ()
-        if space is not None:
-            choice, info = None, put_space(repository, space)
+        if known is not None:
+            choice, info = None, known(repository)
         else:
             choice, ranked = _choose(config, attempts, photos.kind)
             watch("backbone", 0, 0)

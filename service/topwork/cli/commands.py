@@ -213,4 +213,4 @@ SECTIONS = {
 )
 @click.version_option(topwork.__version__)
 def cli() -> None:
-    """Serve image classifiers over gRPC, call them, and add classes while they serve."""
+    """Serve classifiers over gRPC, call them, and add classes while they serve."""

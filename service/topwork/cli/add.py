@@ -114,9 +114,9 @@ def add_classes(
     """Add all classes of DATA to a live model, in one change.
 
     DATA is as for `topwork-train fit`, such as a folder with one folder of photos or of texts .txt
-    per class, or one .npz with embeddings; of data with splits the split train is used. Classes
-    that the model has already get the photos that are new. All classes are served together, or none
-    if the gate rejects one. Otherwise like add-class.
+    per class, or one .npz or .parquet file with embeddings; of data with splits the split train is
+    used. Classes that the model has already get the photos that are new. All classes are served
+    together, or none if the gate rejects one. Otherwise like add-class.
     """
     labelled = read_data(data)
     source, found = labelled.source, labelled.found

@@ -184,8 +184,8 @@ def fit(
     files; or recordings in folders, .wav, .flac, .ogg or .mp3. They need the --backbone of an
     encoder of texts or audio; see `topwork-train backbone add`.
 
-    DATA may also be embeddings that you have computed: one .npz with embeddings and labels, or a
-    folder with one folder of .npy files per class.
+    DATA may also be embeddings that you have computed: one .npz or .parquet file with embeddings
+    and labels, or a folder with one folder of .npy files per class.
 
     The object that --json prints has model, revision, labels, accuracy, accuracy_low,
     accuracy_high, per_class, seconds, held_out, left_out and more.

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topwork.errors import InvalidInput, TopworkError
 from topwork.inputs.data.archives import ArchiveTree, Member
-from topwork.inputs.data.manifests import Manifest, find_columns, read_manifests
+from topwork.inputs.data.manifests import COLUMNS, Manifest, find_columns, read_manifests
 from topwork.inputs.data.photos import Found
 from topwork.inputs.data.spool import Spool, open_spool
 from topwork.inputs.data.tables import Row, Table
@@ -25,10 +25,14 @@ from topwork.limits import DEFAULT_LIMITS
 from topwork.printable import file_name, printable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pyarrow.parquet import ParquetFile
 
 BATCH_ROWS = 32
 """Raising it decodes more images of a Parquet file at a time and needs more memory."""
+
+EMBEDDING = "embedding"
+"""Column of embeddings."""
 
 _MAX_DEPTH = 3
 """Raising it looks for Parquet files in deeper folders."""
@@ -105,6 +109,47 @@ def parquet_table(file: Path, find: Callable[[Table], dict[str, str]] = find_col
         for number, value in enumerate(values)
     ]
     return Table(name=file_name(file.name), columns=names, rows=rows)
+
+
+def has_embeddings(file: Path) -> bool:
+    """Return True if a Parquet file has a column ``embedding`` of lists. Raises InvalidInput."""
+    with _opened(file) as opened:
+        import pyarrow as pa
+
+        schema = opened.schema_arrow
+        at = schema.get_field_index(EMBEDDING)
+        return at >= 0 and _is_list(pa.types, schema.field(at).type)
+
+
+def read_embeddings(file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays ``embeddings`` (N, D) and ``labels`` (N,), if there is a column of labels.
+
+    Raises InvalidInput if rows have several widths, or none.
+    """
+    with _opened(file) as opened:
+        import numpy as np  # not at the top: commands that call a server start without it
+        from pyarrow import compute
+
+        names = opened.schema_arrow.names
+        found = {name.casefold(): name for name in names}
+        label = next((found[name] for name in COLUMNS["label"] if name in found), None)
+        table = opened.read(columns=[EMBEDDING, *([label] if label else [])])
+        rows = table.column(EMBEDDING).combine_chunks()
+        widths = set(compute.list_value_length(rows).to_pylist())
+        if len(widths) != 1 or None in widths:
+            shown = ", ".join(str(width or "none") for width in sorted(widths, key=str)[:5])
+            raise InvalidInput(
+                f"{file_name(file)} has embeddings of several widths, or none: {shown}",
+                field="data",
+                reason="EMBEDDING_INVALID",
+            )
+        arrays = {"embeddings": rows.flatten().to_numpy(zero_copy_only=False)}
+        arrays["embeddings"] = arrays["embeddings"].reshape(len(rows), widths.pop())
+        if label:
+            classes = _class_names(opened, label)
+            values = [_label(value, classes) for value in table.column(label).to_pylist()]
+            arrays["labels"] = np.array(["" if value is None else str(value) for value in values])
+        return arrays
 
 
 def splits_of(files: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -200,6 +245,12 @@ def _has_images(file: Path) -> bool:
         kind = schema.field(find_columns(table)["path"]).type
         kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
         return any(is_kind(kind) for is_kind in kinds)
+
+
+def _is_list(types: Any, kind: object) -> bool:
+    return any(
+        is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Embeddings in files of NumPy: ``.npy``, ``.npz``, and folders with one folder per class."""
+"""Embeddings in files: ``.npy``, ``.npz``, folders of them with one folder per class, Parquet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from topwork.errors import InvalidInput
+from topwork.inputs.data.parquet import has_embeddings, read_embeddings
 from topwork.printable import file_name, printable
 
 if TYPE_CHECKING:
@@ -37,34 +38,24 @@ class Vector:
 
 
 def is_vectors(path: Path) -> bool:
-    """Return True if ``path`` has embeddings: a file of NumPy, or a folder with some per class."""
+    """Return True if ``path`` has embeddings: a file of NumPy, or a folder with some per class.
+
+    So has a Parquet file with a column ``embedding``. Raises InvalidInput if such a file is damaged
+    or pyarrow is missing.
+    """
     if path.is_dir():
         return any(file.suffix in SUFFIXES for file in path.glob("*/*.np[yz]"))
-    return path.suffix in SUFFIXES
-
-
-def only_vectors(paths: Iterable[Path], *, field: str) -> bool:
-    """Return True if all ``paths`` are files of NumPy, False if none is.
-
-    Raises InvalidInput if some are.
-    """
-    found = {path.suffix in SUFFIXES: path for path in paths}
-    if len(found) > 1:
-        raise InvalidInput(
-            f"{file_name(found[True])} has embeddings and {file_name(found[False])} does not: a "
-            "model takes inputs of one kind",
-            field=field,
-        )
-    return True in found
+    return path.suffix in SUFFIXES or (_is_table(path) and has_embeddings(path))
 
 
 def read_vectors(path: Path, *, label: str = "") -> list[Vector]:
     """Return the rows of a file, which all have ``label``, or, if it is empty, that of the file.
 
     A ``.npy`` has float32 (N, D), or (D,); a ``.npz`` such an array ``embeddings``, optionally
-    ``labels`` (N,) and ``space``, a text. Raises InvalidInput.
+    ``labels`` (N,) and ``space``, a text; a Parquet file a column ``embedding`` of lists, and one
+    of labels. Raises InvalidInput.
     """
-    arrays = _read(path)
+    arrays = read_embeddings(path) if _is_table(path) else _read(path)
     rows, name = arrays["embeddings"], file_name(path)
     if rows.ndim == 1:
         rows = rows[None]
@@ -86,7 +77,7 @@ def read_vectors(path: Path, *, label: str = "") -> list[Vector]:
 
 
 def read_labelled(data: Path) -> dict[str, list[Vector]]:
-    """Return the rows of each class: of a ``.npz`` with labels, or a folder with folders.
+    """Return the rows of each class: of a file with labels, or a folder with folders.
 
     Raises InvalidInput.
     """
@@ -102,7 +93,8 @@ def read_labelled(data: Path) -> dict[str, list[Vector]]:
     for vector in vectors:
         if not vector.label:
             raise _invalid(
-                f"{vector.name} has no label: a .npz needs an array labels, or each class a folder"
+                f"{vector.name} has no label: a .npz needs an array labels, a Parquet file a column"
+                " label, or each class a folder"
             )
         classes.setdefault(vector.label, []).append(vector)
     return dict(sorted(classes.items()))
@@ -123,6 +115,10 @@ def space_of_all(vectors: Iterable[Vector]) -> tuple[str, int]:
             )
     assert first is not None, "a file has at least one row"
     return first.space, len(first.row)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix == ".parquet" and path.is_file()
 
 
 def _labels(arrays: dict[str, NDArray[Any]], rows: int, name: str) -> Sequence[str]:

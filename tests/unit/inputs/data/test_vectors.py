@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from topwork.errors import InvalidInput
 from topwork.inputs.data.vectors import (
     is_vectors,
-    only_vectors,
     read_labelled,
     read_vectors,
     space_of_all,
@@ -52,12 +53,55 @@ def test_classes_of_an_archive_and_of_folders(tmp_path: Path) -> None:
     assert not is_vectors(tmp_path)
 
 
-def test_paths_of_one_kind_are_needed(tmp_path: Path) -> None:
-    """Photos and embeddings in one call are refused with both names."""
-    assert only_vectors([Path("a.npy"), Path("b.npz")], field="x")
-    assert not only_vectors([tmp_path, Path("b.jpg")], field="x")
-    with pytest.raises(InvalidInput, match=r"a.npy has embeddings and b.jpg does not"):
-        only_vectors([Path("a.npy"), Path("b.jpg")], field="x")
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_a_parquet_file_has_embeddings_and_labels(tmp_path: Path, kind: pa.DataType) -> None:
+    """A column of lists of one length, and one of labels, of any name that manifests may have."""
+    path = tmp_path / "a.parquet"
+    labels = ["b", "a", "b", None]
+    columns = {"embedding": pa.array(ROWS.tolist(), kind), "Class": labels, "more": [1] * 4}
+    parquet.write_table(pa.table(columns), path)
+    assert is_vectors(path)
+    found = read_vectors(path)
+    assert [vector.row.tolist() for vector in found] == ROWS.tolist()
+    assert [vector.label for vector in found] == ["b", "a", "b", ""]
+    with pytest.raises(InvalidInput, match=r"a.parquet\[3\] has no label"):
+        read_labelled(path)
+    assert [vector.label for vector in read_vectors(path, label="x")] == ["x"] * 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "fault"),
+    [
+        ([[1.0, 2.0], [1.0]], pa.float32(), "several widths, or none: 1, 2"),
+        ([[1.0, 2.0], None], pa.float32(), "several widths, or none: 2, none"),
+        ([], pa.float32(), "several widths, or none"),
+        ([[1.0, 2.0]], pa.float64(), "numbers of type float64"),
+        ([[1.0, None]], pa.float32(), ""),
+    ],
+)
+def test_unusable_columns_of_parquet_files(
+    tmp_path: Path, rows: list[Any], kind: pa.DataType, fault: str
+) -> None:
+    """Each is an error with the file's name; a missing number is NaN, which is refused later."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"embedding": pa.array(rows, pa.list_(kind))}), path)
+    assert is_vectors(path)
+    if not fault:
+        assert np.isnan(read_vectors(path)[0].row[1])
+        return
+    with pytest.raises(InvalidInput, match=fault) as caught:
+        read_vectors(path)
+    assert "a.parquet" in str(caught.value)
+
+
+def test_other_parquet_files_have_no_embeddings(tmp_path: Path) -> None:
+    """They are manifests, photos or texts; a damaged file is an error."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"embedding": ["text"], "label": ["a"]}), path)
+    assert not is_vectors(path)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InvalidInput, match=r"a.parquet"):
+        is_vectors(path)
 
 
 def saved(**arrays: Any) -> bytes:

@@ -48,14 +48,23 @@ def model(console: Console, found: model_pb.Model) -> None:
         ("unknown images", unknown(revision.metrics)),
         (
             "limits",
-            f"{limits.max_images_per_request} images per request, "
-            f"{limits.max_image_bytes // 2**20} MiB and "
-            f"{limits.max_image_pixels // 10**6} megapixels per image",
+            f"{limits.max_images_per_request} inputs per request"
+            f"{_of_input(limits, found.input_kind)}",
         ),
     )
     facts = tables.table(("", ""), rows)
     facts.show_header = False
     console.print(facts, "", per_label(revision.metrics))
+
+
+def _of_input(limits: model_pb.Limits, kind: str) -> str:
+    """Return the limits of one input, as the end of a sentence; empty for embeddings."""
+    return {
+        "image": f", {limits.max_image_bytes // 2**20} MiB and "
+        f"{limits.max_image_pixels // 10**6} megapixels per image",
+        "text": f", {limits.max_text_bytes // 2**10} KiB per text",
+        "audio": f", {limits.max_audio_bytes // 2**20} MiB per recording",
+    }.get(kind, "")
 
 
 def _input(backbone: revision_pb.Backbone) -> tuple[str, str]:

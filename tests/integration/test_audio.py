@@ -202,9 +202,9 @@ def test_commands(server: Running, topwork: Command, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     run("explain", "by-command", folder / NEW / "0.wav", "--out", page)
     assert "<audio controls" in page.read_text()
-    described = run("describe", "by-command")
+    described = " ".join(run("describe", "by-command").split())
     assert "16 MiB per recording" in described
-    assert "audio of up to 10 s, in windows of 0.5 s at 8000 Hz" in " ".join(described.split())
+    assert "audio of up to 10 s, in windows of 0.5 s at 8000 Hz" in described
     as_json = json.loads(run("describe", "by-command", "--json"))
     assert (as_json["input_kind"], as_json["backbone"]["rate"]) == ("audio", 8000)
     evaluated = run("evaluate", "by-command", folder, "--json")

@@ -9,6 +9,7 @@ for all later ones, also if the function is copied again. The answers are those 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from numbers import Real
@@ -50,7 +51,7 @@ class Options(TypedDict, total=False):
     signing: SigningFiles
 
 
-class _Function:
+class _Function(ABC):
     """Function of a batch: reads the inputs' column, and adds columns of answers."""
 
     def __init__(
@@ -120,8 +121,9 @@ class _Function:
         columns = self._columns(model, items)
         return {f"{self._prefix}{name}": values for name, values in columns.items()}
 
+    @abstractmethod
     def _columns(self, model: Model, items: Iterable[Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the columns of the answers to ``items``, without prefix."""
 
     def _each(
         self, model: Model, items: Iterable[Any], answer: Callable[[ImageLike], T]

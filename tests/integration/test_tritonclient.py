@@ -20,6 +20,8 @@ from topwork.inputs.image import preprocess
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-tritonclient" / "bin" / "python"
+WHY = "tritonclient needs another grpcio and protobuf than ours: make tritonclient"
+"""Reason to skip a test where its environment is missing."""
 LABELS = ["amber", "blue", "crimson", "green"]
 SHOWN = ["green", "amber", "blue"]
 
@@ -40,7 +42,7 @@ def answers(
 ) -> dict[str, Any]:
     """Return the client's answers; it runs in a separate process and environment."""
     if not PYTHON.exists():
-        pytest.skip("tritonclient needs another grpcio and protobuf than ours: make tritonclient")
+        pytest.skip(WHY)
     return call(
         "tritonclient_calls.py", server.address, files, tmp_path_factory.mktemp("tritonclient")
     )
@@ -115,7 +117,7 @@ def test_tritonclient_over_http_agrees_with_classify(
 ) -> None:
     """tritonclient.http gets the same values, with binary and with JSON tensors."""
     if not PYTHON.exists():
-        pytest.skip("make tritonclient")
+        pytest.skip(WHY)
     answers = call("tritonclient_http_calls.py", server.http, files, tmp_path)
     results = client.classify("colours", files).results
     assert len(answers["probabilities"]) == 13
@@ -143,7 +145,7 @@ def test_tritonclient_over_http_agrees_with_classify(
 def test_tritonclient_classifies_texts_and_embeddings(tmp_path: Path) -> None:
     """The unmodified client gets the probabilities of Classify by gRPC, HTTP and JSON."""
     if not PYTHON.exists():
-        pytest.skip("make tritonclient")
+        pytest.skip(WHY)
     repository = kinds.repository(tmp_path / "repository")
     samples = [sample for sample in kinds.KINDS if sample.name in {"text", "embedding"}]
     contents = [

@@ -135,5 +135,5 @@ def _begin(environment: dict[str, str]) -> None:
     """Set the environment, and let the fork server that started this process start its children."""
     os.environ.clear()
     os.environ.update(environment)
-    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
-    multiprocessing.get_context = lambda _method: _Context()  # type: ignore[assignment]
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]  # of this process
+    multiprocessing.get_context = lambda _method: _Context()  # type: ignore[assignment]  # of the forked process

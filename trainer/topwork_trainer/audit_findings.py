@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from topwork.bundle.findings import Finding, Severity, skipped_image
+from topwork.errors import ImageError
+from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LOSSES, LeftOut
 from topwork.inputs.image_source import ImageSource
 from topwork.limits import DEFAULT_LIMITS
 from topwork.training.embed import Skipped
+from topwork_trainer.data import Photos
+
+T = TypeVar("T")
 
 
 def usable_images(sources: Sequence[ImageSource], skipped: Sequence[Skipped]) -> dict[str, int]:
@@ -72,3 +79,31 @@ def finding(
         images=tuple(image.name for image in images),
         labels=tuple(sorted({image.label for image in images})),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Generic[T]):
+    """A training file, and what was measured of its content."""
+
+    photo: Photo
+    value: T
+
+
+def measure_used(
+    photos: Photos, skipped: Sequence[Skipped], measure: Callable[[bytes], T]
+) -> tuple[list[Measured[T]], list[Finding]]:
+    """Return what ``measure`` returns of each training file that is used.
+
+    Beside it a finding for each file that can no longer be read: ``measure`` may raise ImageError.
+    """
+    skipped_names = {each.name for each in skipped}
+    measured, gone = [], []
+    for photo in photos.train:
+        if photo.name in skipped_names:
+            continue
+        try:
+            measured.append(Measured(photo, measure(photo.read())))
+        except (OSError, ImageError) as error:
+            message = f"{photo.name} was used but can no longer be read: {error}"
+            gone.append(finding("unreadable", "error", message, [photo]))
+    return measured, gone

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from topwork.bundle.findings import Finding, Severity
-from topwork.errors import ImageError
-from topwork.inputs.data.photos import Photo
 from topwork.inputs.text import TextSpec, TokenCounts, count_tokens
 from topwork.training.embed import Skipped
 from topwork_trainer.audit_findings import (
+    Measured,
     finding,
     left_out_findings,
+    measure_used,
     skipped_findings,
     too_few_images,
     usable_images,
@@ -26,28 +25,12 @@ WARN_UNKNOWN = 0.2
 """Raising it warns about fewer texts: the least share of unknown tokens of those that are meant."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counted:
-    text: Photo
-    counts: TokenCounts
-
-
 def audit_texts(photos: Photos, skipped: Sequence[Skipped], spec: TextSpec) -> list[Finding]:
     """Return the findings about the training texts that ``scan`` found, in a fixed order.
 
     ``skipped`` is the list that ``embed`` returned for them. The tokens of all others are counted.
     """
-    skipped_names = {each.name for each in skipped}
-    counted: list[_Counted] = []
-    gone = []
-    for text in photos.train:
-        if text.name in skipped_names:
-            continue
-        try:
-            counted.append(_Counted(text=text, counts=count_tokens(text.read(), spec)))
-        except (OSError, ImageError) as error:
-            message = f"{text.name} was used but can no longer be read: {error}"
-            gone.append(finding("unreadable", "error", message, [text]))
+    counted, gone = measure_used(photos, skipped, lambda content: count_tokens(content, spec))
     return [
         *gone,
         *skipped_findings(skipped, "token by token"),
@@ -58,26 +41,26 @@ def audit_texts(photos: Photos, skipped: Sequence[Skipped], spec: TextSpec) -> l
     ]
 
 
-def _cut_off(counted: Sequence[_Counted], spec: TextSpec) -> Iterator[Finding]:
-    long = [each for each in counted if each.counts.tokens > spec.max_tokens]
+def _cut_off(counted: Sequence[Measured[TokenCounts]], spec: TextSpec) -> Iterator[Finding]:
+    long = [each for each in counted if each.value.tokens > spec.max_tokens]
     if long:
-        worst = max(long, key=lambda each: (each.counts.tokens, each.text.name))
+        worst = max(long, key=lambda each: (each.value.tokens, each.photo.name))
         message = (
             f"{len(long)} of {len(counted)} texts have more than the {spec.max_tokens} tokens that "
-            f"the encoder reads, and the rest is cut off; {worst.text.name} has "
-            f"{worst.counts.tokens}"
+            f"the encoder reads, and the rest is cut off; {worst.photo.name} has "
+            f"{worst.value.tokens}"
         )
         severity: Severity = "warning" if len(long) >= WARN_CUT * len(counted) else "note"
-        yield finding("cut_off", severity, message, [each.text for each in long])
+        yield finding("cut_off", severity, message, [each.photo for each in long])
 
 
-def _unknown(counted: Sequence[_Counted]) -> Iterator[Finding]:
-    odd = [each for each in counted if each.counts.unknown_share >= WARN_UNKNOWN]
+def _unknown(counted: Sequence[Measured[TokenCounts]]) -> Iterator[Finding]:
+    odd = [each for each in counted if each.value.unknown_share >= WARN_UNKNOWN]
     if odd:
-        worst = max(odd, key=lambda each: (each.counts.unknown_share, each.text.name))
+        worst = max(odd, key=lambda each: (each.value.unknown_share, each.photo.name))
         message = (
             f"{len(odd)} of {len(counted)} texts have at least {100 * WARN_UNKNOWN:.0f} % tokens "
-            f"that the tokenizer does not know; {worst.text.name} has "
-            f"{100 * worst.counts.unknown_share:.0f} %: another language or alphabet?"
+            f"that the tokenizer does not know; {worst.photo.name} has "
+            f"{100 * worst.value.unknown_share:.0f} %: another language or alphabet?"
         )
-        yield finding("unknown_tokens", "warning", message, [each.text for each in odd])
+        yield finding("unknown_tokens", "warning", message, [each.photo for each in odd])

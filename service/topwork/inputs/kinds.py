@@ -131,6 +131,8 @@ _GIVEN: Mapping[type[object], InputKind[Any, Any]] = {
     SentAudio: AUDIO,
 }
 
+_SENT: Mapping[type[InputSpec], type[SentContent]] = {TextSpec: SentText, AudioSpec: SentAudio}
+
 
 def kind_of(spec: S) -> InputKind[S, Any]:
     """Return the kind of a spec."""
@@ -158,12 +160,10 @@ def kind_given(content: object) -> InputKind[Any, Any]:
 
 def stored_input(content: bytes, spec: InputSpec) -> AnyInput:
     """Return the stored content of an input as a client sent it, for a model with this spec."""
-    kind = kind_of(spec)
-    if kind is EMBEDDING:
+    if isinstance(spec, EmbeddingSpec):
         return SentEmbedding(np.frombuffer(content, dtype="<f4"))
-    sent = {kind.name: made for made, kind in _GIVEN.items()}.get(kind.name)
-    found: AnyInput = content if sent is None else sent(content)  # type: ignore[call-arg, assignment]  # all take bytes
-    return found
+    made = _SENT.get(type(spec))
+    return content if made is None else made(content)
 
 
 def check_kind(given: InputKind[Any, Any], spec: InputSpec, *, model: str, field: str) -> None:

@@ -1,4 +1,4 @@
-"""What the imports of encoders of all kinds share: checks of embeddings, and the description."""
+"""Import of encoders as backbones: checks of their embeddings, and the description."""
 
 from __future__ import annotations
 

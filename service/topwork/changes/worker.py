@@ -103,8 +103,8 @@ def _work(config: WorkerConfig, on_working: OnWorking) -> str:
     on_working(False)
     database.note_database(root, url)
     repository = Repository(root, config.signing.read(publishes=True))
-    for path in repository.sweep():
-        log.info("swept", path=str(path))
+    for key in repository.sweep():
+        log.info("swept", key=key)
     DBOS(
         config={
             "name": database.APPLICATION,

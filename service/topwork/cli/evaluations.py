@@ -59,8 +59,8 @@ class Stored:
     def get_evaluation_set(self, model: str, name: str) -> evaluation_pb.EvaluationSet:
         """Return a set. Raises NotFound, Corrupt."""
         stored = EvaluationSets(self._repository, model).get(name)
-        paths = [self._repository.path("images", image.content) for image in stored.images]
-        return to_evaluation_set(stored, sum(path.exists() for path in paths))
+        kept = self._repository.stored_images([image.content for image in stored.images])
+        return to_evaluation_set(stored, sum(image.content in kept for image in stored.images))
 
     def delete_evaluation_set(self, model: str, name: str) -> None:
         """Delete a set. Raises NotFound."""

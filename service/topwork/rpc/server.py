@@ -171,7 +171,7 @@ class Server:
             views,
             ExampleViews(repository, self._registry, examples),
             intake,
-            Lifecycle(config.repository, config.signing, most=limits.max_models),
+            Lifecycle(repository.storage, config.signing, most=limits.max_models),
             self._classifier.statistics,
             limits,
         )

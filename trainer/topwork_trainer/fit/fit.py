@@ -15,7 +15,7 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.store import Repository
+from topwork.bundle.store import Repository, report_key
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.thumbnail import SIDE
@@ -111,7 +111,7 @@ class FitResult:
     held_out: Sequence[SplitResult]
     """Accuracy on each held-out split."""
     left_out: Sequence[LeftOut]
-    report: Path
+    report: str
     seconds: dict[str, float]
     """Duration of each stage, and ``total``."""
 
@@ -213,7 +213,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         notes=notes,
         held_out=held_out,
         left_out=photos.left_out,
-        report=repository.report_file(manifest),
+        report=repository.storage.at(report_key(manifest)),
         seconds=watch.seconds(),
     )
 

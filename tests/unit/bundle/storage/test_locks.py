@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -309,24 +310,25 @@ def database(cluster: Postgres) -> str:
     return cluster.new_database()
 
 
-def terminate(cluster: Postgres, url: str) -> None:
-    """End all connections to a database, as a restart does."""
-    name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
-    cluster.execute(
-        sql.SQL(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = {}"
-        ).format(name)
-    )
+def terminate(url: str, where: str = "true") -> int:
+    """End connections to a database, as a restart does; return their number."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            f" AND {where}".encode()
+        )
+        return ended.rowcount
 
 
-def test_lost_connection_ends_lease_and_lock(cluster: Postgres, database: str) -> None:
+def test_lost_connection_ends_lease_and_lock(database: str) -> None:
     """The holder learns it, and another process gets the name."""
     locks = DatabaseLocks(database)
     with locks.locked("locked") as check:
         lease = locks.claim("claimed")
         check()
         assert lease.held()
-        terminate(cluster, database)
+        terminate(database)
         with pytest.raises(OSError, match="connection that held a lock") as caught:
             check()
         assert caught.value.strerror == str(caught.value)
@@ -338,34 +340,35 @@ def test_lost_connection_ends_lease_and_lock(cluster: Postgres, database: str) -
     lease.release()
 
 
-def test_spare_connection_that_was_lost_is_replaced(cluster: Postgres, database: str) -> None:
+def test_spare_connection_that_was_lost_is_replaced(database: str) -> None:
     """A restart of the database between two locks is not noticed."""
     locks = DatabaseLocks(database)
     with locks.locked("a"), locks.locked("b"):
         pass
-    terminate(cluster, database)
+    terminate(database)
     with locks.locked("a") as check:
         check()
 
 
-def test_lost_connection_of_a_waiter_is_an_error(cluster: Postgres, database: str) -> None:
+def test_lost_connection_of_a_waiter_is_an_error(database: str) -> None:
     """The waiter gets OSError, not the lock."""
     locks = DatabaseLocks(database)
-    waits = threading.Event()
     errors: list[OSError] = []
 
     def wait() -> None:
         try:
-            locks.claim("m", on_wait=waits.set)
+            locks.claim("m").release()
         except OSError as error:
             errors.append(error)
 
-    with locks.locked("m"):
+    with locks.locked("m") as check:
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
-        assert waits.wait(PATIENCE)
-        terminate(cluster, database)
+        deadline = time.monotonic() + PATIENCE
+        while not terminate(database, "wait_event = 'advisory'"):
+            assert time.monotonic() < deadline
         thread.join(PATIENCE)
+        check()
     assert "cannot be reached now" in str(errors[0])
 
 

@@ -310,13 +310,14 @@ def database(cluster: Postgres) -> str:
     return cluster.new_database()
 
 
-def terminate(url: str, where: str = "true") -> int:
+def terminate(url: str, *, waiting: bool = False) -> int:
     """End connections to a database, as a restart does; return their number."""
     with psycopg.connect(url, autocommit=True) as connection:
         ended = connection.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            f" AND {where}".encode()
+            " AND (wait_event = 'advisory' OR NOT %s)",
+            [waiting],
         )
         return ended.rowcount
 
@@ -365,7 +366,7 @@ def test_lost_connection_of_a_waiter_is_an_error(database: str) -> None:
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         deadline = time.monotonic() + PATIENCE
-        while not terminate(database, "wait_event = 'advisory'"):
+        while not terminate(database, waiting=True):
             assert time.monotonic() < deadline
         thread.join(PATIENCE)
         check()

@@ -220,8 +220,7 @@ class ObjectStorage:
             self._objects.put(name, content, expected=expected)
         except Conflict:
             raise Stale(f"{key} was changed by another writer") from None
-        finally:
-            self._announce(name)
+        self._announce(name)
 
     def write_at(self, key: str, content: bytes, time_ns: int) -> None:
         """Write a file whose key ends with ``TIMED`` with a modification time of its own."""

@@ -153,8 +153,12 @@ class Objects:
                 stored = self._stored(name)
                 if stored == content:
                     return
-                if stored is None and mode == "create" and again:
-                    continue  # a concurrent deletion, after which S3 answers 409
+                # S3 answers 409 also for a concurrent deletion, or to a write without a condition.
+                if again and (expected is None or (stored is None and expected == ABSENT)):
+                    continue
+                if expected is None:
+                    text = f"{self.url}: the store refused to write (conflict)"
+                    raise OSError(errno.EIO, text) from None
                 raise
             except Unanswered:
                 if not again:
@@ -260,15 +264,8 @@ class Objects:
 
 def _is_credentials(text: str) -> bool:
     """Return True if obstore searched for credentials, at last at the cloud's own address."""
-    return any(
-        word in text
-        for word in (
-            "169.254.169.254",
-            "InstanceCredential",
-            "metadata.google",
-            "MissingCredential",
-        )
-    )
+    paths = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity/")
+    return "MissingCredential" in text or any(path in text for path in paths)
 
 
 def _facts(meta: ObjectMeta) -> Facts:

@@ -46,6 +46,8 @@ class ObjectStorage:
     Without ``locks`` nothing waits: concurrent writers are told apart by conditional writes alone.
     """
 
+    poll_seconds = 1.0
+
     def __init__(
         self,
         objects: Objects,

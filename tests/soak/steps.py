@@ -69,7 +69,7 @@ STEPS = (
     Step(name="rollback decided", process="server", target=f"{_STORE}.set_serving", before=True),
     Step(name="rolled back", process="server", target=f"{_STORE}.set_serving"),
     Step(name="model created", process="server", target=f"{_LIFECYCLE}:Lifecycle.create"),
-    Step(name="copy half written", process="server", target=f"{_LIFECYCLE}:_write_copy"),
+    Step(name="copy read", process="server", target=f"{_LIFECYCLE}:_copied_files"),
     Step(name="model copied", process="server", target=f"{_LIFECYCLE}:Lifecycle.copy"),
     Step(name="model deleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.delete"),
     Step(name="model undeleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.undelete"),

@@ -63,6 +63,9 @@ class Storage(Protocol):
     What a method wrote is durable when it returns, and a reader sees a file whole or not at all.
     """
 
+    poll_seconds: float
+    """Shortest interval in seconds of ``stamps``: a bucket takes money for each request."""
+
     def __str__(self) -> str:
         """Return the path or URL of the root, without secrets."""
 

@@ -18,6 +18,8 @@ from topwork.bundle.blobs import KINDS
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository
 from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
@@ -94,10 +96,11 @@ def gc(
     """
     from topwork.changes.database import pending_images
 
-    urls = _databases(repository, database)
+    opened = open_repository(repository)
+    urls = _databases(opened.storage, database)
     with _disk_errors():
         found = collect(
-            open_repository(repository),
+            opened,
             keep=keep,
             spare_seconds=spare_hours * 3600,
             deleted_seconds=deleted_days * 86400,
@@ -129,12 +132,13 @@ def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_j
     signing = keys.read(publishes=False)
     with _progress_bar() as bar, _disk_errors():
         task = bar.add_task("checking", total=None)
+        opened = open_repository(repository)
         problems = check(
-            open_repository(repository),
+            opened,
             signing=signing,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        problems = [*_database_problems(repository), *problems]
+        problems = [*_database_problems(opened.storage), *problems]
     if as_json:
         print(json.dumps(_problems_json(problems)))
     else:
@@ -152,28 +156,31 @@ def open_repository(root: Path) -> Repository:
     return Repository(root)
 
 
-def _databases(root: Path, database: str) -> set[str]:
+def _databases(storage: Storage, database: str) -> set[str]:
     """Return the URLs of all databases with operations of a repository.
 
-    Raises InvalidInput if ``database`` is empty and the repository has operations elsewhere.
+    Raises InvalidInput if ``database`` is empty and the repository has operations elsewhere, or is
+    in a bucket.
     """
-    from topwork.changes.database import noted_database, own_database
+    from topwork.changes.database import RECORD, database_url, noted_database, own_database
 
-    kind = noted_database(root)
+    if not database and not isinstance(storage, FileStorage):
+        database_url(str(storage))  # refuses it
+    kind = noted_database(storage)
     if kind and not database:
         raise InvalidInput(
-            f"{root} has operations in another database ({kind}), whose images must be retained: "
-            "give its URL as --database; or, if the database is no longer used, delete "
-            f"{root / 'operations.database'}",
+            f"{storage} has operations in another database ({kind}), whose images must be "
+            "retained: give its URL as --database; or, if the database is no longer used, delete "
+            f"{storage.at(RECORD)}",
             field="database",
         )
-    return {database, own_database(root)} - {""}
+    return {database, own_database(storage)} - {""}
 
 
-def _database_problems(root: Path) -> list[Problem]:
+def _database_problems(storage: Storage) -> list[Problem]:
     from topwork.changes.database import damage
 
-    text = damage(root)
+    text = damage(storage)
     return [Problem(severity="error", path="operations.sqlite", text=text)] if text else []
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import ArgumentError
 
 from topwork.bundle.storage.file_locks import FileLocks
-from topwork.bundle.storage.locks import Locks
+from topwork.bundle.storage.locks import LockLost, Locks
 
 APPLICATION = "topwork"
 
@@ -85,7 +85,7 @@ class DatabaseLocks:
 
         def check() -> None:
             if not lease.held():
-                raise _error("the connection that held a lock in the database was lost")
+                raise LockLost("the connection that held a lock in the database was lost")
 
         try:
             yield check
@@ -219,7 +219,7 @@ class _Sessions:
         try:
             parsed = make_url(url).set(drivername="postgresql+psycopg")
         except ArgumentError:
-            raise _error("the URL of the database of operations cannot be read") from None
+            raise LockLost("the URL of the database of operations cannot be read") from None
         dialect: Any = PGDialect_psycopg
         _, self._parameters = dialect().create_connect_args(parsed)
         self._password = str(self._parameters.get("password") or "")
@@ -258,7 +258,7 @@ class _Sessions:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Convert the errors of a database to OSError, without the password."""
+        """Convert the errors of a database to LockLost, without the password."""
         try:
             yield
         except psycopg.Error as failed:
@@ -266,7 +266,7 @@ class _Sessions:
             if self._password:
                 cause = cause.replace(self._password, "***")
             text = f"the locks in the database of operations cannot be reached now: {cause}"
-            raise _error(text) from None
+            raise LockLost(text) from None
 
     def forget(self) -> None:
         """Drop the connections of the parent process, after a fork."""
@@ -311,12 +311,6 @@ def _key(directory: str, name: str) -> int:
 def _close(connections: list[_Connection]) -> None:
     for connection in connections:
         connection.close()
-
-
-def _error(text: str) -> OSError:
-    error = OSError(text)
-    error.strerror = text  # without a number, for messages
-    return error
 
 
 _ALL: weakref.WeakSet[_Sessions] = weakref.WeakSet()

@@ -12,6 +12,7 @@ from typing import IO
 from urllib.parse import quote
 
 from topwork.bundle import files
+from topwork.bundle.storage.locks import LockLost
 
 MAX_NAME_BYTES = 200
 """Raising it names longer locks in plain text; a file's name may have 255 bytes."""
@@ -65,9 +66,7 @@ class FileLocks:
                 except FileNotFoundError:
                     held = False
                 if not held:
-                    error = OSError(f"the lock file {path} was deleted")
-                    error.strerror = str(error)  # without a number, for messages
-                    raise error
+                    raise LockLost(f"the lock file {path} was deleted")
 
             yield check
 

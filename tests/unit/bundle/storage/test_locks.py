@@ -21,7 +21,7 @@ from support.postgres import Postgres
 from topwork.bundle.storage import database_locks
 from topwork.bundle.storage.database_locks import DatabaseLocks, locks_of
 from topwork.bundle.storage.file_locks import FileLocks
-from topwork.bundle.storage.locks import Locks
+from topwork.bundle.storage.locks import LockLost, Locks
 
 PATIENCE = 60.0
 """Seconds after which a test fails that waits for a lock."""
@@ -330,7 +330,7 @@ def test_lost_connection_ends_lease_and_lock(database: str) -> None:
         check()
         assert lease.held()
         terminate(database)
-        with pytest.raises(OSError, match="connection that held a lock") as caught:
+        with pytest.raises(LockLost, match="connection that held a lock") as caught:
             check()
         assert caught.value.strerror == str(caught.value)
         assert not lease.held()
@@ -435,7 +435,7 @@ def test_server_frees_locks_of_dead_hosts_within_a_minute() -> None:
     ],
 )
 def test_unreachable_database_is_an_error_without_the_password(url: str) -> None:
-    """All methods raise OSError with one sentence."""
+    """All methods raise LockLost with one sentence."""
     locks = DatabaseLocks(url)
     calls: tuple[Callable[[], object], ...] = (
         lambda: locks.claim("m"),
@@ -443,7 +443,7 @@ def test_unreachable_database_is_an_error_without_the_password(url: str) -> None
         lambda: _lock(locks),
     )
     for call in calls:
-        with pytest.raises(OSError, match="locks in the database of operations") as caught:
+        with pytest.raises(LockLost, match="locks in the database of operations") as caught:
             call()
         assert "secret" not in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -451,7 +451,7 @@ def test_unreachable_database_is_an_error_without_the_password(url: str) -> None
 
 def test_url_that_cannot_be_read_is_an_error_without_the_password() -> None:
     """It is not repeated."""
-    with pytest.raises(OSError, match="cannot be read") as caught:
+    with pytest.raises(LockLost, match="cannot be read") as caught:
         DatabaseLocks("postgresql//me:secret@host")
     assert "secret" not in str(caught.value)
 
@@ -462,14 +462,14 @@ def _lock(locks: Locks) -> None:
 
 
 def test_lock_file_that_was_deleted_is_lost(tmp_path: Path) -> None:
-    """The check raises OSError, and the lease is not held."""
+    """The check raises LockLost, and the lease is not held."""
     locks = FileLocks(tmp_path)
     lease = locks.claim("claimed")
     with locks.locked("m") as check:
         check()
         for name in ("m", "claimed"):
             locks.path(name).unlink()
-        with pytest.raises(OSError, match="was deleted"):
+        with pytest.raises(LockLost, match="was deleted"):
             check()
     assert not lease.held()
     lease.release()

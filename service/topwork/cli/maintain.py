@@ -26,9 +26,7 @@ from topwork.cli.options import json_output, require_signed_option, trusted_keys
 from topwork.errors import InvalidInput
 from topwork.terminal import Console
 
-repository_argument = click.argument(
-    "repository", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+repository_argument = click.argument("repository", type=RepositoryType(exists=True))
 
 
 def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,6 +70,7 @@ def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...])
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @click.option(
     "--database",
+    envvar="TOPWORK_DATABASE",
     callback=check_url,
     default="",
     show_default=False,
@@ -80,7 +79,7 @@ def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...])
 )
 @json_output
 def gc(
-    repository: Path,
+    repository: Location,
     keep: int,
     spare_hours: float,
     deleted_days: float,
@@ -121,7 +120,7 @@ def gc(
 @trusted_keys_option()
 @require_signed_option
 @json_output
-def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
+def fsck(repository: Location, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
     """Verify all checksums and references of a repository.
 
     Also checks the SQLite database of operations in it and, with --trusted-keys, the signatures.

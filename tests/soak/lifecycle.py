@@ -136,7 +136,8 @@ class LifecycleClient(ChangeClient):
 
     def _check_head(self, model: str, changes: list[Change]) -> None:
         """Check that a model answers, and has the head of a fit on the photos of ``changes``."""
-        manifest = self._repository.manifest(model, self._repository.serving(model))
+        with self._supervisor.place.steady:
+            manifest = self._repository.manifest(model, self._repository.serving(model))
         pairs = frozenset(
             (self._pool.digest(name), change.label) for change in changes for name in change.images
         )

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from unittest import mock
 
@@ -128,3 +129,19 @@ def test_missing_extra_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "InvalidInput" in done.stderr
     assert "pip install 'topwork[s3]'" in done.stderr
+
+
+def test_foreign_object_without_a_path_is_named(moto: S3Server, tmp_path: Path) -> None:
+    """A foreign object whose name is no path breaks listings around it alone, by its name."""
+    url = moto.new_url()
+    storage = opened(url, moto.environment(), tmp_path)
+    storage.create("models/colours", {"serving.json": b"1"})
+    prefix = f"http://127.0.0.1:{moto.port}/{url.removeprefix('s3://')}"
+    for name in ("models/colours/review//x", "models/colours/folder/"):
+        request = urllib.request.Request(f"{prefix}/{name}", data=b"x", method="PUT")  # noqa: S310  # http
+        urllib.request.urlopen(request).close()  # noqa: S310  # http
+    assert storage.directories("models") == ["colours"]
+    assert storage.directories("models/colours") == ["folder", "review"]
+    assert storage.files("models/colours/folder") == {}
+    with pytest.raises(OSError, match=r"review//.* is not a path"):
+        storage.files("models/colours/review")

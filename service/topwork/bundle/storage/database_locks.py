@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 from sqlalchemy import make_url
@@ -173,7 +172,8 @@ def locks_of(database_url: str, directory: str = "") -> Locks | None:
         return None
     if database_url.startswith("sqlite:///"):
         path = Path(database_url.removeprefix("sqlite:///")).absolute()
-        suffix = f"-{quote(directory, safe='')}" if directory else ""
+        # A hash, for a URL may be long, and have a password.
+        suffix = f"-{hashlib.sha256(directory.encode()).hexdigest()[:16]}" if directory else ""
         return FileLocks(path.with_name(f"{path.name}.locks{suffix}"))
     return DatabaseLocks(database_url, directory)
 

@@ -431,6 +431,7 @@ def test_server_frees_locks_of_dead_hosts_within_a_minute() -> None:
     [
         "postgresql://me:secret@127.0.0.1:1/topwork",
         "postgresql://me:secret@127.0.0.1:1/topwork?no_such_option=1",
+        "postgresql://me:secret@127.0.0.1:1/topwork?sslmode=secret",  # which libpq repeats
         "postgresql://me:secret@nowhere.invalid/topwork",
     ],
 )

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.storage.locks import LockLost
+from topwork.bundle.storage.storage import Unreachable
 from topwork.changes import database
 from topwork.changes.executors import Leases, Takeover, claim, lock_model
 from topwork.changes.jobs import (
@@ -53,6 +54,10 @@ MOST_RECOVERIES = 1_000_000
 PROGRESS_SECONDS = 0.1
 """Raising it reports progress less often, with fewer database writes."""
 
+PATIENCE_SECONDS = 600.0
+"""Raising it lets changes survive a longer outage of the store of a bucket."""
+
+RETRY_SECONDS = 1.0
 
 OnWorking = Callable[[bool], None]
 """Callback: True once this worker, or another of its name, runs changes; False until then."""
@@ -259,7 +264,7 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         started = time.time()
         value = failure = None
         try:
-            value = to_data(work(*arguments))
+            value = to_data(_patiently(work, *arguments))
         except TopworkError as failed:
             failure = _failure(failed)
         except OSError as failed:  # such as a full disk
@@ -274,6 +279,19 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         return done
 
     return call
+
+
+def _patiently(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of ``work``, repeated while the store of a bucket cannot be reached."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return work(*arguments)
+        except Unreachable as failed:
+            if time.monotonic() > end:
+                raise
+            log.warning("bucket cannot be reached", id=DBOS.workflow_id, error=str(failed))
+        time.sleep(RETRY_SECONDS)
 
 
 def _failure(failed: TopworkError) -> Failure:

@@ -27,6 +27,10 @@ ABANDONED_AFTER = 3600.0
 """Age in seconds from which a write that did not finish counts as that of a crashed writer."""
 
 
+class Unreachable(OSError):
+    """The storage cannot be reached now: another attempt may succeed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Facts about a file, or about a directory if ``Storage.entry`` was asked for one."""

@@ -61,6 +61,7 @@ NOT_RUN = {
         "helm install topwork deploy/helm/topwork --set image.repository=REGISTRY/topwork "
         "--set image.tag=0.1.0 \\",
     ): "needs a cluster: test_helm.py has its manifests",
+    ("clients.md", "import topwork"): "needs a cluster: test_rollout.py uses such targets",
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",

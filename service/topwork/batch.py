@@ -13,14 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from numbers import Real
-from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.location import absolute, to_location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several
 from topwork.client.inputs import Audio, Text
 from topwork.client.results import ImageResult
@@ -68,9 +68,9 @@ class _Function(ABC):
     ) -> None:
         if threads < 1:
             raise InvalidInput(f"threads is {threads}; it must be at least 1", field="threads")
-        root = Path(repository).absolute()  # workers have other working directories
-        revision = revision or Repository(root).serving(model)
-        self._key = ModelKey(str(root), model, revision, signing)
+        location = absolute(to_location(repository))  # workers have other working directories
+        revision = revision or open_repository(location).serving(model)
+        self._key = ModelKey(str(location), model, revision, signing)
         self._column = column
         self._drop = tuple(drop)
         self._prefix = prefix

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from topwork.bundle.location import CACHE_GIGABYTES, Location, ObjectCache
 from topwork.errors import InvalidInput
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.runtime.cores import available_cores
@@ -24,6 +25,7 @@ from topwork.runtime.relay import Format
 
 if TYPE_CHECKING:
     from topwork.bundle.signing.signatures import SigningFiles
+    from topwork.bundle.store import Repository
 
 _SECRETS = re.compile(r"(?<=//)[^/@]*:.*(?=@)|(?<=password=)[^&]*", re.IGNORECASE)
 """Passwords in a URL: user name and password, and the parameter ``password``."""
@@ -36,6 +38,7 @@ Kind = Literal[
     "server",
     "url",
     "directory",
+    "repository",
     "file",
     "existing",
     "existing file",
@@ -138,7 +141,12 @@ class WorkerConfig:
     """The settings of ``topwork worker``; pickled for the worker process."""
 
     repository: Annotated[
-        Path, Setting(kind="directory", help="Directory of bundles; created if it is missing.")
+        Location,
+        Setting(
+            kind="repository",
+            help="Directory of bundles, created if it is missing, or the URL of a bucket, such as "
+            "s3://bucket/prefix; needs extra s3.",
+        ),
     ]
     cores: Annotated[
         int,
@@ -157,6 +165,18 @@ class WorkerConfig:
             "needed for several hosts.",
         ),
     ] = ""
+    cache_directory: Annotated[
+        Path | None,
+        Setting(
+            kind="directory",
+            default="~/.cache/topwork/objects",
+            help="Directory in which all processes of the host keep files of a bucket.",
+        ),
+    ] = None
+    cache_gigabytes: Annotated[
+        int,
+        Setting(least=1, help="Size of --cache-directory; the least recently used files leave it."),
+    ] = CACHE_GIGABYTES
     executor: Annotated[
         str,
         Setting(
@@ -198,6 +218,21 @@ class WorkerConfig:
         if not self.executor:
             name = socket.gethostname() if self.database else "worker"
             object.__setattr__(self, "executor", name)
+
+    def open_repository(self, *, publishes: bool) -> Repository:
+        """Open the repository. Raises InvalidInput, OSError."""
+        from topwork.bundle.opening import open_repository
+
+        cache = ObjectCache(size=self.cache_gigabytes * 10**9)
+        if self.cache_directory is not None:
+            cache = replace(cache, directory=self.cache_directory)
+        return open_repository(
+            self.repository,
+            self.signing.read(publishes=publishes),
+            database=self.database,
+            cache=cache,
+            writes=True,
+        )
 
     @property
     def signing(self) -> SigningFiles:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.location import to_location
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
+from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.store import Repository
 from topwork.client.images import ImageLike, check_several, content
@@ -216,7 +217,7 @@ def open_model(
     time; None: one per core. Raises NotFound, NotReady if the revision was rejected, and Corrupt if
     it is damaged or a key of ``signing`` has not signed it.
     """
-    opened = Repository(Path(repository), signing)
+    opened = open_repository(to_location(repository), signing)
     manifest = opened.manifest(model, revision or opened.serving(model))
     check_may_serve(manifest)
     return Model(opened, manifest, threads=threads or available_cores())

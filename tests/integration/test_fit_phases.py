@@ -52,7 +52,7 @@ def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
 
 def test_a_tuned_backbone_has_its_own_identity(fitted: FitResult) -> None:
     """A tuned backbone has a new identity and digest; the repository also has the frozen one."""
-    repository = Repository(fitted.report.parents[3])
+    repository = Repository(Path(fitted.report).parents[3])
     frozen, *others = sorted(repository.backbones(), key=lambda backbone: len(backbone.identity))
     assert fitted.backbone in others
     assert ":tuned:" in fitted.backbone.identity
@@ -61,7 +61,7 @@ def test_a_tuned_backbone_has_its_own_identity(fitted: FitResult) -> None:
 
 def test_metrics_exclude_images_used_for_tuning(fitted: FitResult) -> None:
     """Metrics are of the held-out images only, although the head is fitted on all."""
-    repository = Repository(fitted.report.parents[3])
+    repository = Repository(Path(fitted.report).parents[3])
     exemplars = repository.exemplars(fitted.manifest.exemplars)
     held_out = int(np.count_nonzero(~exemplars.seen))
     assert 0 < held_out < len(exemplars) / 2
@@ -76,12 +76,12 @@ def test_an_int8_backbone_is_published_with_its_gate(fitted: FitResult) -> None:
     assert gate is not None
     assert gate.speed_ratio > 0
     assert gate.why in fitted.notes
-    assert gate.why in fitted.report.read_text()
+    assert gate.why in Path(fitted.report).read_text()
 
 
 def test_fit_deletes_its_checkpoint(fitted: FitResult) -> None:
     """The checkpoint is deleted after publishing."""
-    root = fitted.report.parents[3]
+    root = Path(fitted.report).parents[3]
     assert not list((root / "checkpoints").glob("*"))
 
 

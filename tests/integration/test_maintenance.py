@@ -225,7 +225,7 @@ def test_an_upload_repairs_a_damaged_image(colours: Repository) -> None:
     """An upload of a photo whose stored image is damaged stores it again and succeeds."""
     violets = [(f"{n}.png", content) for n, content in enumerate(pictures("violet", 6))]
     digests = [colours.put_image(content) for _, content in violets]
-    colours.path("images", digests[0]).write_bytes(b"damaged")
+    (colours.root / colours.key("images", digests[0])).write_bytes(b"damaged")
     assert errors(colours)
     with servers.running(colours.root) as server, Client(server.address) as client:
         *_, finished = client.watch(client.add_class("colours", "violet", violets).name)

@@ -20,7 +20,7 @@ from support.servers import Command, Running
 
 from topwork import CallFailed, Client, progress, result
 from topwork.bundle.maintenance.check import check
-from topwork.bundle.store import Repository
+from topwork.bundle.store import Repository, revision_key
 from topwork.cli.maintain import gc
 from topwork.inference import inference_service_pb2 as infer_pb
 from topwork.inference import inference_service_pb2_grpc as infer_grpc
@@ -182,10 +182,10 @@ def test_lists_include_a_damaged_model(file: str, tmp_path: Path, topwork: Comma
     repository.set_serving("copies", copy.revision, why="fit")
     with servers.running(repository.root, worker=False) as server, Client(server.address) as client:
         paths: dict[str, Callable[[], Path]] = {
-            "metrics.json": lambda: repository.report_file(copy).with_name("metrics.json"),
-            "serving.json": lambda: repository.serving_file("copies"),
+            "metrics.json": lambda: repository.root / revision_key(copy) / "metrics.json",
+            "serving.json": lambda: repository.root / repository.serving_key("copies"),
             "backbone.json": lambda: (
-                repository.path("backbones", manifest.backbone) / "backbone.json"
+                (repository.root / repository.key("backbones", manifest.backbone)) / "backbone.json"
             ),
         }
         paths[file]().write_bytes(b'{"schema": 9}')

@@ -16,6 +16,7 @@ from topwork import Client, result
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.keys import read_signing_key
+from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import Repository
 from topwork.cli import main
 
@@ -72,8 +73,8 @@ def by_worker(signed: Running, client: Client, key: Path) -> Manifest:
 
 def test_a_worker_signs_its_revisions(signed: Running, key: Path, by_worker: Manifest) -> None:
     """A revision of AddClass has the worker's signature and serves."""
-    directory = signed.repository / "models" / "colours" / str(by_worker.revision)
-    stored = signatures.read(directory / signatures.FILE)
+    key_of_file = f"models/colours/{by_worker.revision}/{signatures.FILE}"
+    stored = signatures.read(FileStorage(signed.repository), key_of_file)
     assert list(stored.signatures) == [read_signing_key(key).id]
 
 

@@ -11,6 +11,7 @@ from support import golden
 
 import topwork
 from topwork.bundle.documents import from_json, from_toml, to_json
+from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt
 
@@ -29,7 +30,7 @@ READ = [path for path in FILES if golden.name(path) not in REFUSED]
 def read(path: Path) -> object:
     """Return the document in a file."""
     if path.stem == "Manifest":
-        return read_manifest(path)
+        return read_manifest(FileStorage(path.parent), path.name)
     return from_json(path.read_bytes(), KINDS[path.stem], name=golden.name(path))
 
 

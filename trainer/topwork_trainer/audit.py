@@ -10,8 +10,9 @@ from pathlib import Path
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding, Severity
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.kinds import kind_of
@@ -39,7 +40,7 @@ class AuditConfig:
     """The settings of ``topwork-train audit``; each is an option of the same name."""
 
     data: Path
-    repository: Path | None = None
+    repository: Location | None = None
     """Repository that stores the exported backbone; None: a temporary one."""
     kind: str = ""
     """Kind of the data, such as ``text``; empty: found by the files."""
@@ -80,7 +81,7 @@ def audit(config: AuditConfig, on_progress: OnStageProgress) -> Audit:
         return Audit(counts={}, findings=(unusable,))
     with ExitStack() as stack:
         root = config.repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        repository = Repository(root)
+        repository = open_repository(root)
         on_progress("backbone", 0, 0)
         exports = Exports(config.cache) if config.cache else None
         check_backbone(config.backbone, photos.kind, repository)

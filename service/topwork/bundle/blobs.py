@@ -14,12 +14,17 @@ from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
 from topwork.bundle.manifest import BackboneInfo, BackboneNames, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
-from topwork.errors import AlreadyExists, Corrupt
+from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.storage import ABSENT, Entry, Storage, Tag
+from topwork.errors import AlreadyExists, Corrupt, InvalidInput
 
 BlobKind = Literal["backbones", "exemplars", "images"]
 """Kind of a blob, which is also its directory."""
 
 KINDS: tuple[BlobKind, ...] = ("backbones", "exemplars", "images")
+
+NAMES = "backbones/names.json"
+"""Key of the names of added backbones, the only mutable file beside blobs."""
 
 GRAPH, SPACE = "backbone.onnx", "space.json"
 """File of a backbone that its digest is the sha256 of: a graph, or the description of a space."""
@@ -36,10 +41,15 @@ class BlobStore:
     blocks deletion.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.lock = root / ".lock"
-        """Lock file: shared for refreshing blobs, exclusive for deleting them."""
+    def __init__(self, storage: Storage | Path) -> None:
+        self.storage = FileStorage(storage) if isinstance(storage, Path) else storage
+
+    @property
+    def root(self) -> Path:
+        """The directory of a repository on a file system. Raises InvalidInput for others."""
+        if isinstance(self.storage, FileStorage):
+            return self.storage.root
+        raise InvalidInput(f"{self.storage} is not in a file system", field="repository")
 
     # Backbones
 
@@ -48,19 +58,22 @@ class BlobStore:
 
         ``model`` is its ONNX graph, or the description of its space.
         """
-        target = self.path("backbones", info.digest)
+        target = self.key("backbones", info.digest)
         file = GRAPH if info.has_graph else SPACE
         content = {file: model, "backbone.json": to_json(info)}
-        if not self.refresh(target):
+        stored = False
+        if self.storage.refresh([target]):
             # Another writer may store the same backbone first.
-            with contextlib.suppress(FileExistsError), files.new_directory(target) as directory:
-                for name, data in content.items():
-                    (directory / name).write_bytes(data)
-        if not _has_content(target / file, model):
-            files.write_file(target / file, model)
+            with contextlib.suppress(FileExistsError):
+                self.storage.create(target, content)
+        with contextlib.suppress(Corrupt, OSError):
+            if self.storage.read(f"{target}/{file}") == model:
+                stored = True
+        if not stored:
+            self.storage.write(f"{target}/{file}", model)
         with contextlib.suppress(Corrupt):
             return self.backbone_info(info.digest)
-        files.write_file(target / "backbone.json", content["backbone.json"])
+        self.storage.write(f"{target}/backbone.json", content["backbone.json"])
         return info
 
     def backbone(self, current: Current) -> BackboneInfo:
@@ -68,31 +81,31 @@ class BlobStore:
 
         Raises Corrupt if it is changed or missing.
         """
-        path = self.path("backbones", current.backbone) / "backbone.json"
-        content = files.read_verified(path, current.backbone_info)
-        return from_json(content, BackboneInfo, name=files.short_path(path))
+        key = self._info_key(current.backbone)
+        content = self.storage.read_verified(key, current.backbone_info)
+        return from_json(content, BackboneInfo, name=key)
 
     def backbone_info(self, digest: str) -> BackboneInfo:
         """Return the info of a stored backbone, not verified by a manifest. Raises Corrupt."""
-        path = self.path("backbones", digest) / "backbone.json"
-        return from_json(files.read(path), BackboneInfo, name=files.short_path(path))
+        key = self._info_key(digest)
+        return from_json(self.storage.read(key), BackboneInfo, name=key)
 
     def backbone_info_digest(self, digest: str) -> str:
         """Return the sha256 of a stored backbone.json, for a new manifest. Raises Corrupt."""
-        return files.sha256(files.read(self.path("backbones", digest) / "backbone.json"))
+        return files.sha256(self.storage.read(self._info_key(digest)))
 
     def backbone_model(self, digest: str) -> bytes:
         """Return a backbone's graph, or the description of its space.
 
         Raises Corrupt if it was changed or is missing.
         """
-        return files.read_verified(self.backbone_file(digest), digest)
+        return self.storage.read_verified(self.backbone_key(digest), digest)
 
-    def backbone_file(self, digest: str) -> Path:
-        """Return the path of what ``backbone_model`` returns."""
-        directory = self.path("backbones", digest)
-        space = directory / SPACE
-        return space if space.exists() else directory / GRAPH
+    def backbone_key(self, digest: str) -> str:
+        """Return the key of what ``backbone_model`` returns."""
+        directory = self.key("backbones", digest)
+        space = f"{directory}/{SPACE}"
+        return space if self.storage.exists(space) else f"{directory}/{GRAPH}"
 
     def backbones(self) -> list[BackboneInfo]:
         """Return the info of all readable backbones, sorted by digest."""
@@ -102,41 +115,41 @@ class BlobStore:
                 infos.append(self.backbone_info(digest))
         return infos
 
-    @property
-    def names_file(self) -> Path:
-        """Path of the names of added backbones, the only mutable file beside blobs."""
-        return self.root / "backbones" / "names.json"
-
     def added_backbones(self) -> dict[str, str]:
         """Return the digests of the backbones that were added, by name. Raises Corrupt."""
-        if not self.names_file.exists():
-            return {}
-        name = files.short_path(self.names_file)
-        return from_json(files.read(self.names_file), BackboneNames, name=name).names
+        return self._tagged_names()[0]
 
     def add_backbone(self, name: str, digest: str, *, replace: bool = False) -> None:
         """Give a stored backbone a name, by which a fit finds it; ``gc`` keeps it.
 
         Raises AlreadyExists if another backbone has the name and ``replace`` is false, Corrupt if
-        the backbone is not stored.
+        the backbone is not stored, Stale if another writer changes the names now.
         """
-        path = self.path("backbones", digest)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with files.locked(self.lock):
-            try:
-                files.touch(path)  # a concurrent ``garbage.collect`` may have read the names before
-            except FileNotFoundError:
-                raise Corrupt(f"{files.short_path(path)} is missing") from None
-            names = self.added_backbones()
-            if not replace and names.get(name, digest) != digest:
-                raise AlreadyExists(
-                    f"the repository has another backbone {name!r}, {names[name][:12]}",
-                    kind="backbone",
-                    resource=name,
-                )
-            names[name] = digest
-            content = to_json(BackboneNames(names=dict(sorted(names.items()))))
-            files.write_file(self.names_file, content)
+        key = self.key("backbones", digest)
+        key = self.key("backbones", digest)
+        # A concurrent ``garbage.collect`` may have read the names before.
+        with self.storage.holding([key]) as missing:
+            check_none(missing)
+            with self.storage.locked("backbones"):
+                names, tag = self._tagged_names()
+                if not replace and names.get(name, digest) != digest:
+                    raise AlreadyExists(
+                        f"the repository has another backbone {name!r}, {names[name][:12]}",
+                        kind="backbone",
+                        resource=name,
+                    )
+                names[name] = digest
+                content = to_json(BackboneNames(names=dict(sorted(names.items()))))
+                self.storage.write(NAMES, content, expected=tag)
+
+    def _tagged_names(self) -> tuple[dict[str, str], Tag]:
+        if not self.storage.exists(NAMES):
+            return {}, ABSENT
+        content, tag = self.storage.read_tagged(NAMES)
+        return from_json(content, BackboneNames, name=NAMES).names, tag
+
+    def _info_key(self, digest: str) -> str:
+        return f"{self.key('backbones', digest)}/backbone.json"
 
     # Exemplars and images
 
@@ -161,7 +174,8 @@ class BlobStore:
 
     def shard(self, digest: str) -> Shard:
         """Return a memory-mapped shard. Raises Corrupt."""
-        return open_shard(self.path("exemplars", digest), digest)
+        key = self.key("exemplars", digest)
+        return open_shard(self.storage.local(key, digest), digest)
 
     def put_image(self, content: bytes) -> str:
         """Store an encoded image durably and return its digest."""
@@ -169,33 +183,33 @@ class BlobStore:
 
     def image(self, digest: str) -> bytes:
         """Return a stored image. Raises Corrupt."""
-        return files.read_verified(self.path("images", digest), digest)
+        return self.storage.read_verified(self.key("images", digest), digest)
+
+    def stored_images(self, digests: Collection[str]) -> set[str]:
+        """Return those of the digests whose images are stored."""
+        keys = {self.key("images", digest): digest for digest in digests}
+        return {keys[key] for key in self.storage.sizes(keys)}
 
     # All kinds
 
-    def path(self, kind: BlobKind, digest: str) -> Path:
-        """Return the path of a blob, stored or not. Raises Corrupt if ``digest`` is no sha256."""
+    def key(self, kind: BlobKind, digest: str) -> str:
+        """Return the key of a blob, stored or not. Raises Corrupt if ``digest`` is no sha256."""
         if not _HEX.fullmatch(digest):  # may come from a tampered manifest or database
             raise Corrupt(f"{digest[:80]!r} is not a sha256")
-        return self.root / kind / (f"{digest}.npz" if kind == "exemplars" else digest)
+        return f"{kind}/{digest}.npz" if kind == "exemplars" else f"{kind}/{digest}"
 
-    def stored(self, kind: BlobKind) -> dict[str, Path]:
-        """Return the paths of all blobs of a kind by digest; ignores other file names."""
-        paths = {}
-        for path in (self.root / kind).glob("*"):
-            match = _DIGEST.fullmatch(path.name)
-            if match and path == self.path(kind, match[1]):
-                paths[match[1]] = path
-        return paths
+    def stored(self, kind: BlobKind) -> dict[str, Entry]:
+        """Return facts about all blobs of a kind by digest; ignores other file names."""
+        found = {}
+        for name, entry in self.storage.refreshed(kind).items():
+            match = _DIGEST.fullmatch(name)
+            if match and f"{kind}/{name}" == self.key(kind, match[1]):
+                found[match[1]] = entry
+        return found
 
-    def refresh(self, path: Path) -> bool:
-        """Set the modification time of a blob to now; return False if it does not exist."""
-        if not path.exists():
-            return False
-        with self._deletion_blocked(), contextlib.suppress(FileNotFoundError):
-            files.touch(path)
-            return True
-        return False
+    def refresh_shards(self, refs: Collection[ShardRef]) -> None:
+        """Set the times of shards to now, for a new reference. Raises Corrupt if one is missing."""
+        check_none(self.storage.refresh([self.key("exemplars", ref.digest) for ref in refs]))
 
     @contextlib.contextmanager
     def holding(self, images: Collection[str]) -> Iterator[None]:
@@ -205,35 +219,17 @@ class BlobStore:
         ``garbage.collect`` queries these references while no caller holds images. Raises Corrupt
         if an image is missing.
         """
-        with self._deletion_blocked():
-            for digest in images:
-                path = self.path("images", digest)
-                try:
-                    files.touch(path)
-                except FileNotFoundError:
-                    raise Corrupt(f"{files.short_path(path)} is missing") from None
-            if images:  # the writer that stored them may have died before its own fsync
-                files.sync_directory(self.root / "images")
-            yield
-
-    @contextlib.contextmanager
-    def _deletion_blocked(self) -> Iterator[None]:
-        """Hold the shared lock, so that no blob is deleted while the block runs."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with files.locked(self.lock, shared=True):
+        with self.storage.holding([self.key("images", digest) for digest in images]) as missing:
+            check_none(missing)
             yield
 
     def _put(self, kind: BlobKind, content: bytes) -> str:
         digest = files.sha256(content)
-        path = self.path(kind, digest)
-        if not (self.refresh(path) and _has_content(path, content)):
-            files.write_file(path, content, under=self._deletion_blocked)
+        self.storage.put_blob(self.key(kind, digest), content)
         return digest
 
 
-def _has_content(path: Path, content: bytes) -> bool:
-    """Return True if the file can be read and has this content."""
-    try:
-        return files.read(path) == content
-    except (Corrupt, OSError):
-        return False
+def check_none(missing: Collection[str]) -> None:
+    """Raise Corrupt if keys are missing."""
+    if missing:
+        raise Corrupt(f"{min(missing)} is missing")

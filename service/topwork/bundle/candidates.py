@@ -13,24 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle import files, npz
+from topwork.bundle import npz
 from topwork.bundle.documents import document, from_json, to_json
+from topwork.bundle.files import sha256
 from topwork.bundle.manifest import Digest
 from topwork.bundle.model_directories import ModelDirectories
 from topwork.bundle.numbers import Number
+from topwork.bundle.storage.storage import Entry, Storage
 from topwork.errors import Corrupt, NotFound
 
 DIRECTORY = "review"
@@ -105,21 +104,13 @@ class Claim:
     """In seconds since 1970."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """Modification time in seconds since 1970, and length in bytes."""
-
-    time: float
-    size: int
-
-
 @dataclass(slots=True)
 class Listing:
     """Names in a model's directory of candidates, by image digest."""
 
-    candidates: dict[str, StoredFile] = field(default_factory=dict)
-    claims: dict[str, StoredFile] = field(default_factory=dict)
-    gone: dict[str, StoredFile] = field(default_factory=dict)
+    candidates: dict[str, Entry] = field(default_factory=dict)
+    claims: dict[str, Entry] = field(default_factory=dict)
+    gone: dict[str, Entry] = field(default_factory=dict)
 
     def size(self) -> int:
         """Return the bytes of all candidates."""
@@ -135,24 +126,24 @@ class CandidateStore:
 
     def __init__(self, repository: ModelDirectories, model: str) -> None:
         self._repository = repository
+        self._storage = repository.storage
         self.model = model
-        self.directory = repository.serving_file(model).with_name(DIRECTORY)
+        self.directory = repository.model_key(model, DIRECTORY)
 
     def listing(self) -> Listing:
         """Return the names of all files. Raises OSError."""
-        return list_directory(self.directory)
+        return list_directory(self._storage, self.directory)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the lock of the model's directory. Raises NotFound, OSError."""
         with self._repository.locked(self.model):
-            self.directory.mkdir(exist_ok=True)
+            self._storage.make_directory(self.directory)
             yield
 
     def put(self, candidate: Candidate, image: bytes) -> bool:
         """Store a candidate durably, while ``writing``; return False if it exists, or is gone."""
-        path = self._path(candidate.digest)
-        if path.exists() or path.with_suffix(".gone").exists():
+        if self._storage.exists(self._key(candidate.digest)) or self.is_gone(candidate.digest):
             return False
         content = npz.encode(
             {
@@ -163,103 +154,96 @@ class CandidateStore:
                 "image": (_octets(image), "|u1"),
             }
         )
-        files.write_file(path, content)
+        self._storage.write(self._key(candidate.digest), content)
         return True
 
     def replace(self, candidate: Candidate, image: bytes) -> None:
         """Store a candidate durably, while ``writing``, also if it exists or is gone."""
-        for suffix in (".gone", ".npz"):
-            self._path(candidate.digest).with_suffix(suffix).unlink(missing_ok=True)
+        for suffix in ("gone", "npz"):
+            self._storage.delete(self._key(candidate.digest, suffix))
         self.put(candidate, image)
 
     def read(self, digest: str) -> Candidate:
         """Return a candidate. Raises NotFound, Corrupt, OSError."""
-        return read_candidate(self._existing(digest))
+        return read_candidate(self._storage, self._existing(digest))
 
     def image(self, digest: str) -> bytes:
         """Return the encoded image. Raises NotFound, Corrupt, OSError."""
-        candidate, image = read_with_image(self._existing(digest))
-        if files.sha256(image) != candidate.record.content:
+        candidate, image = read_with_image(self._storage, self._existing(digest))
+        if sha256(image) != candidate.record.content:
             raise Corrupt(f"the image of candidate {digest} was changed")
         return image
 
     def claim(self, digest: str) -> Claim | None:
         """Return the claim of a candidate; None if there is none, or it is damaged."""
-        path = self._path(digest).with_suffix(".claim")
+        key = self._key(digest, "claim")
         with contextlib.suppress(Corrupt):
-            return from_json(files.read(path), Claim, name=files.short_path(path))
+            return from_json(self._storage.read(key), Claim, name=key)
         return None
 
     def set_claim(self, digest: str, claim: Claim) -> None:
         """Store the claim of a candidate durably, while ``writing``."""
-        files.write_file(self._path(digest).with_suffix(".claim"), to_json(claim))
+        self._storage.write(self._key(digest, "claim"), to_json(claim))
 
     def release(self, digest: str) -> None:
         """Delete a claim, while ``writing``."""
-        self._path(digest).with_suffix(".claim").unlink(missing_ok=True)
+        self._storage.delete(self._key(digest, "claim"))
 
     def retire(self, digest: str) -> bool:
         """Delete a candidate, while ``writing``; return False if there is none."""
-        path = self._path(digest)
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
+        key = self._key(digest)
+        entry = self._storage.entry(key)
+        if entry is None:
             return False
-        gone = path.with_suffix(".gone")
-        gone.touch()
-        os.utime(gone, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
-        path.unlink()
+        self._storage.write_at(self._key(digest, "gone"), b"", entry.time_ns)
+        self._storage.delete(key)
         self.release(digest)
-        files.sync_directory(self.directory)
         return True
 
     def is_gone(self, digest: str) -> bool:
         """Return True if the candidate was labelled or discarded."""
-        return self._path(digest).with_suffix(".gone").exists()
+        return self._storage.exists(self._key(digest, "gone"))
 
-    def _path(self, digest: str) -> Path:
-        return self.directory / f"{digest}.npz"
+    def _key(self, digest: str, suffix: str = "npz") -> str:
+        return f"{self.directory}/{digest}.{suffix}"
 
-    def _existing(self, digest: str) -> Path:
-        path = self._path(digest)
-        if not path.exists():
+    def _existing(self, digest: str) -> str:
+        key = self._key(digest)
+        if not self._storage.exists(key):
             raise NotFound(
                 f"model {self.model!r} has no candidate {digest}: it was labelled or discarded, "
                 "has expired, or never existed",
                 kind="candidate",
                 resource=f"models/{self.model}/candidates/{digest}",
             )
-        return path
+        return key
 
 
-def list_directory(directory: Path) -> Listing:
+def list_directory(storage: Storage, directory: str) -> Listing:
     """Return the names of all files in a directory of candidates; none if it does not exist."""
     listing = Listing()
     by_suffix = {"npz": listing.candidates, "claim": listing.claims, "gone": listing.gone}
-    absent = (FileNotFoundError, NotADirectoryError)
-    with contextlib.suppress(*absent), os.scandir(directory) as entries:
-        for entry in entries:
-            if (match := _NAME.fullmatch(entry.name)) is None:
-                continue
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                stat = entry.stat(follow_symlinks=False)
-                by_suffix[match[2]][match[1]] = StoredFile(time=stat.st_mtime, size=stat.st_size)
+    for name, entry in storage.files(directory).items():
+        if match := _NAME.fullmatch(name):
+            by_suffix[match[2]][match[1]] = entry
     return listing
 
 
 def delete_expired(
-    directory: Path,
+    storage: Storage,
+    directory: str,
     *,
     before: float,
     erase: Collection[str] = (),
     dry_run: bool = False,
-    on_delete: Callable[[Path], None] = lambda _path: None,
+    on_delete: Callable[[str, int], None] = lambda _key, _size: None,
 ) -> list[str]:
     """Delete all files older than ``before`` (seconds since 1970); return the candidates' digests.
 
-    Also those of the image digests ``erase``. Needs no lock: nobody writes to such a file.
+    Also those of the image digests ``erase``. ``on_delete`` gets the key and size of each. Needs no
+    lock: nobody writes to such a file.
     """
-    listing, deleted = list_directory(directory), []
+    listing, deleted = list_directory(storage, directory), []
     for stored, suffix in (
         (listing.candidates, ".npz"),
         (listing.claims, ".claim"),
@@ -268,36 +252,36 @@ def delete_expired(
         for digest, file in sorted(stored.items()):
             if file.time >= before and digest not in erase:
                 continue
-            path = directory / f"{digest}{suffix}"
-            on_delete(path)
+            key = f"{directory}/{digest}{suffix}"
+            on_delete(key, file.size)
             if not dry_run:
-                path.unlink(missing_ok=True)
+                storage.delete(key)
             if suffix == ".npz":
                 deleted.append(digest)
     return deleted
 
 
-def read_candidate(path: Path) -> Candidate:
+def read_candidate(storage: Storage, key: str) -> Candidate:
     """Return the candidate in a file; its image is not read. Raises Corrupt, OSError."""
-    return read_with_image(path, with_image=False)[0]
+    return read_with_image(storage, key, with_image=False)[0]
 
 
-def read_with_image(path: Path, *, with_image: bool = True) -> tuple[Candidate, bytes]:
+def read_with_image(
+    storage: Storage, key: str, *, with_image: bool = True
+) -> tuple[Candidate, bytes]:
     """Return the candidate in a file with its encoded image. Raises Corrupt, OSError."""
-    with files.open_file(path) as file:
+    with storage.open(key) as file:
         try:
             arrays = _arrays(file, [*_DTYPES] if with_image else [*_DTYPES][:-1])
-            record = from_json(
-                arrays["record"].tobytes(), CandidateRecord, name=files.short_path(path)
-            )
+            record = from_json(arrays["record"].tobytes(), CandidateRecord, name=key)
             if arrays["fingerprint"].shape != (32,) or arrays["embedding"].ndim != 1:
                 raise ValueError("its arrays have other shapes")
         except (OSError, Corrupt):
             raise
         except Exception as error:  # zipfile and NumPy raise many classes on damaged files
-            raise Corrupt(f"{files.short_path(path)} cannot be used: {error}") from error
+            raise Corrupt(f"{key} cannot be used: {error}") from error
     candidate = Candidate(
-        digest=path.stem,
+        digest=key.rpartition("/")[2].partition(".")[0],
         record=record,
         embedding=arrays["embedding"],
         fingerprint=arrays["fingerprint"],
@@ -306,7 +290,7 @@ def read_with_image(path: Path, *, with_image: bool = True) -> tuple[Candidate, 
     return candidate, arrays["image"].tobytes() if with_image else b""
 
 
-def _arrays(file: io.BufferedReader, names: Collection[str]) -> dict[str, NDArray[Any]]:
+def _arrays(file: io.BufferedIOBase, names: Collection[str]) -> dict[str, NDArray[Any]]:
     """Return copies of arrays: a file that is deleted must not survive in a mapping."""
     found = {}
     with zipfile.ZipFile(file) as archive:
@@ -323,11 +307,6 @@ def _arrays(file: io.BufferedReader, names: Collection[str]) -> dict[str, NDArra
 def start_of_day(now: float) -> float:
     """Return the last midnight (UTC), in seconds since 1970."""
     return now - now % 86400
-
-
-def age_limit(keep_seconds: float) -> float:
-    """Return the time before which a candidate has expired, in seconds since 1970."""
-    return time.time() - keep_seconds
 
 
 def _octets(content: bytes) -> NDArray[np.uint8]:

@@ -13,16 +13,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from topwork.bundle import files
 from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.evaluation import EvaluationResult
 from topwork.bundle.manifest import Digest, ShardRef
 from topwork.bundle.names import is_model
+from topwork.bundle.storage.storage import Storage, Tag
 from topwork.bundle.store import Repository
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
 
@@ -125,17 +124,21 @@ class EvaluationSets:
     def __init__(self, repository: Repository, model: str) -> None:
         self._repository = repository
         self._model = model
-        self._root = repository.serving_file(model).with_name(DIRECTORY)
+        self._storage = repository.storage
+        self._root = repository.model_key(model, DIRECTORY)
 
     def names(self) -> list[str]:
         """Return the sorted names of all sets."""
-        return [path.name for path in set_directories(self._root.parent)]
+        return set_names(self._storage, self._root)
 
     def get(self, name: str) -> EvaluationSet:
         """Return a set. Raises NotFound, Corrupt."""
-        path = self._existing(name)
+        return self._tagged(name)[0]
+
+    def _tagged(self, name: str) -> tuple[EvaluationSet, Tag]:
+        directory = self._existing(name)
         try:
-            return read_set(path)
+            return read_set(self._storage, directory)
         except Corrupt:
             self._existing(name)  # it may have been deleted meanwhile
             raise
@@ -178,8 +181,7 @@ class EvaluationSets:
             with contextlib.suppress(NotFound):
                 return self.get(new.name)
             self._refresh(new)
-            with files.new_directory(self._root / new.name) as directory:
-                (directory / FILE).write_bytes(to_json(new))
+            self._storage.create(f"{self._root}/{new.name}", {FILE: to_json(new)})
         return new
 
     def embed(self, name: str, embedded: EmbeddedSet) -> EvaluationSet:
@@ -208,9 +210,7 @@ class EvaluationSets:
     def delete(self, name: str) -> None:
         """Delete a set with its results durably. Raises NotFound."""
         with self._repository.locked(self._model):
-            aside = files.move_aside(self._existing(name))
-            files.sync_directory(self._root)
-        files.delete(aside)
+            self._storage.delete(self._existing(name))
 
     def put_result(self, result: EvaluationResult) -> None:
         """Store the result of a revision on a set, in place of an earlier one.
@@ -219,79 +219,86 @@ class EvaluationSets:
         """
         with self._repository.locked(self._model), contextlib.suppress(NotFound):
             if self.get(result.name).created == result.made:
-                path = self._root / result.name / f"{result.revision}.json"
-                files.write_file(path, to_json(result))
+                key = f"{self._root}/{result.name}/{result.revision}.json"
+                self._storage.write(key, to_json(result))
 
     def result(self, name: str, revision: int) -> EvaluationResult:
         """Return the result of a revision on a set. Raises NotFound, Corrupt."""
-        path = files.existing(
-            self._existing(name) / f"{revision}.json",
-            kind="evaluation",
-            name=f"{self._resource(name)}/evaluations/{revision}",
-        )
-        return read_result(path)
+        key = f"{self._existing(name)}/{revision}.json"
+        if not self._storage.exists(key):
+            resource = f"{self._resource(name)}/evaluations/{revision}"
+            raise NotFound(
+                f"there is no evaluation {resource!r}", kind="evaluation", resource=resource
+            )
+        return read_result(self._storage, key)
 
     def results(self, name: str) -> list[EvaluationResult]:
         """Return the readable results on a set, newest revision first. Raises NotFound."""
-        found = []
-        for _, path in sorted(result_files(self._existing(name)).items(), reverse=True):
+        directory, found = self._existing(name), []
+        for revision in sorted(result_sizes(self._storage, directory), reverse=True):
             with contextlib.suppress(Corrupt):
-                found.append(read_result(path))
+                found.append(read_result(self._storage, f"{directory}/{revision}.json"))
         return found
 
     def lacks_result(self, revision: int) -> bool:
         """Return True if a set has no result of a revision."""
-        return any(revision not in result_files(self._root / name) for name in self.names())
+        return any(
+            revision not in result_sizes(self._storage, f"{self._root}/{name}")
+            for name in self.names()
+        )
 
     def _change(self, name: str, change: Callable[[EvaluationSet], EvaluationSet]) -> EvaluationSet:
         with self._repository.locked(self._model):
-            stored = self.get(name)
+            stored, tag = self._tagged(name)
             after = change(stored)
             if after != stored:
                 self._refresh(after)
-                files.write_file(self._existing(name) / FILE, to_json(after))
+                self._storage.write(f"{self._root}/{name}/{FILE}", to_json(after), expected=tag)
             return after
 
     def _refresh(self, changed: EvaluationSet) -> None:
         """Refresh the shards of a set: gc retains them. Raises Corrupt if one is missing."""
-        for embedded in changed.embedded:
-            for ref in embedded.shards:
-                path = self._repository.path("exemplars", ref.digest)
-                if not self._repository.refresh(path):
-                    raise Corrupt(f"{files.short_path(path)} is missing")
+        shards = [ref for embedded in changed.embedded for ref in embedded.shards]
+        self._repository.refresh_shards(shards)
 
-    def _existing(self, name: str) -> Path:
+    def _existing(self, name: str) -> str:
         """Return the directory of a set. Raises NotFound."""
-        path = self._root / check_name(name)
-        return files.existing(path, kind="evaluation set", name=self._resource(name))
+        directory = f"{self._root}/{check_name(name)}"
+        if not self._storage.exists(directory):
+            resource = self._resource(name)
+            raise NotFound(
+                f"there is no evaluation set {resource!r}", kind="evaluation set", resource=resource
+            )
+        return directory
 
     def _resource(self, name: str) -> str:
         return f"models/{self._model}/evaluationSets/{name}"
 
 
-def set_directories(model: Path) -> list[Path]:
-    """Return the directories of all sets in the directory of a model, sorted by name."""
-    return sorted(path for path in (model / DIRECTORY).glob("*") if is_model(path.name))
+def set_names(storage: Storage, directory: str) -> list[str]:
+    """Return the sorted names of all sets in a directory of evaluation sets."""
+    return [name for name in storage.directories(directory) if is_model(name)]
 
 
-def result_files(directory: Path) -> dict[int, Path]:
-    """Return the files of results in the directory of a set, by revision."""
-    found = ((_RESULT.fullmatch(path.name), path) for path in directory.glob("*"))
-    return {int(match[1]): path for match, path in found if match}
+def result_sizes(storage: Storage, directory: str) -> dict[int, int]:
+    """Return the sizes in bytes of the results in the directory of a set, by revision."""
+    found = ((_RESULT.fullmatch(name), entry) for name, entry in storage.files(directory).items())
+    return {int(match[1]): entry.size for match, entry in found if match}
 
 
-def read_set(directory: Path) -> EvaluationSet:
-    """Return the set in a directory. Raises Corrupt, also if it is of another name."""
-    name = files.short_path(directory / FILE)
-    found = from_json(files.read(directory / FILE), EvaluationSet, name=name)
-    if found.name != directory.name:
-        raise Corrupt(f"{name} is the evaluation set {found.name!r}")
-    return found
+def read_set(storage: Storage, directory: str) -> tuple[EvaluationSet, Tag]:
+    """Return the set in a directory, with its tag. Raises Corrupt, also if it has another name."""
+    key = f"{directory}/{FILE}"
+    content, tag = storage.read_tagged(key)
+    found = from_json(content, EvaluationSet, name=key)
+    if not directory.endswith(f"/{found.name}"):
+        raise Corrupt(f"{key} is the evaluation set {found.name!r}")
+    return found, tag
 
 
-def read_result(path: Path) -> EvaluationResult:
+def read_result(storage: Storage, key: str) -> EvaluationResult:
     """Return the result in a file. Raises Corrupt, also if it is of another revision."""
-    found = from_json(files.read(path), EvaluationResult, name=files.short_path(path))
-    if (found.name, str(found.revision)) != (path.parent.name, path.stem):
-        raise Corrupt(f"{files.short_path(path)} is of revision {found.revision} on {found.name!r}")
+    found = from_json(storage.read(key), EvaluationResult, name=key)
+    if not key.endswith(f"/{found.name}/{found.revision}.json"):
+        raise Corrupt(f"{key} is of revision {found.revision} on {found.name!r}")
     return found

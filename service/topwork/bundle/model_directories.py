@@ -7,22 +7,24 @@ serves or changes it, one rename deletes or undeletes it, and ``gc`` retains wha
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from topwork.bundle import draft as drafts
-from topwork.bundle import files, review_policy
-from topwork.bundle.blobs import BlobStore
+from topwork.bundle import review_policy
+from topwork.bundle.blobs import BlobStore, check_none
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.names import check_model, is_model
 from topwork.bundle.review_policy import ReviewPolicy
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.errors import AlreadyExists, Corrupt, NotFound, QuotaExceeded
+from topwork.bundle.storage.storage import HIDDEN, Storage, Tag
+from topwork.errors import AlreadyExists, NotFound, QuotaExceeded
 
-DELETED = ".deleted-"
-"""Prefix of the directory of a deleted model."""
+MODELS = "models"
+"""Key of the directory of all models."""
 
 
 class ModelDirectories(BlobStore):
@@ -32,79 +34,80 @@ class ModelDirectories(BlobStore):
     the key that signs those that are written.
     """
 
-    def __init__(self, root: Path, signing: Signing = UNSIGNED) -> None:
-        super().__init__(root)
+    def __init__(self, storage: Storage | Path, signing: Signing = UNSIGNED) -> None:
+        super().__init__(storage)
         self._signing = signing
 
     def model_names(self) -> list[str]:
         """Return the sorted names of all models, also of those that do not serve yet."""
-        try:
-            with os.scandir(self.root / "models") as entries:
-                return sorted(
-                    each.name for each in entries if is_model(each.name) and each.is_dir()
-                )
-        except FileNotFoundError:
-            return []
+        return [name for name in self.storage.directories(MODELS) if is_model(name)]
 
-    def serving_file(self, model: str) -> Path:
-        """Return the path of serving.json, for callers that poll it."""
-        return self._model(model) / "serving.json"
+    def serving_key(self, model: str) -> str:
+        """Return the key of serving.json."""
+        return self.model_key(model, SERVING)
 
-    def sign(self, manifest: bytes) -> bytes | None:
-        """Return the content of manifest.sig; None without a signing key."""
-        return self._signing.sign(manifest)
+    def model_key(self, model: str, name: str) -> str:
+        """Return the key of a file or directory of a model. Raises InvalidInput for its name."""
+        return f"{self._model(model)}/{name}"
 
     def review_policy(self, model: str) -> ReviewPolicy:
         """Return a model's review policy; without review.json the default, which is off.
 
         Raises NotFound, Corrupt.
         """
-        return read_policy(self._existing(model))
+        return read_policy(self.storage, self._existing(model))
 
     def set_review_policy(self, model: str, policy: ReviewPolicy) -> None:
         """Store a model's review policy durably, while the model is ``locked``."""
-        files.write_file(self._model(model) / review_policy.FILE, to_json(policy))
+        self.storage.write(self.model_key(model, review_policy.FILE), to_json(policy))
 
     def draft(self, model: str) -> Draft:
         """Return a model's draft. Raises NotFound, Corrupt."""
-        path = files.existing(
-            self._existing(model) / drafts.FILE, kind="draft", name=f"models/{model}"
-        )
-        return drafts.from_bytes(files.read(path), self._signing, name=files.short_path(path))
+        return self._tagged_draft(model)[0]
 
     def is_draft(self, model: str) -> bool:
         """Return True if a model has a draft, and no serving revision yet."""
-        path = self.serving_file(model)
-        return path.with_name(drafts.FILE).exists() and not path.exists()
+        exists = self.storage.exists
+        return exists(self.model_key(model, drafts.FILE)) and not exists(self.serving_key(model))
 
     def set_draft(self, draft: Draft) -> None:
         """Store a draft durably, while its model is ``locked``.
 
-        Raises Corrupt if the backbone or a shard that it refers to is not stored.
+        Raises Corrupt if the backbone or a shard that it refers to is not stored, Stale if another
+        writer changes the draft now.
         """
         self._refresh_references(draft)
+        _, tag = self._tagged_draft(draft.model)
         content = drafts.to_bytes(draft, self._signing)
-        files.write_file(self._model(draft.model) / drafts.FILE, content)
+        self.storage.write(self.model_key(draft.model, drafts.FILE), content, expected=tag)
 
-    @contextlib.contextmanager
-    def new_model(self, draft: Draft, *, most: int) -> Iterator[Path]:
-        """Yield a directory with ``draft`` that becomes a model durably when the block succeeds.
+    def _tagged_draft(self, model: str) -> tuple[Draft, Tag]:
+        key = f"{self._existing(model)}/{drafts.FILE}"
+        if not self.storage.exists(key):
+            name = f"models/{model}"
+            raise NotFound(f"there is no draft {name!r}", kind="draft", resource=name)
+        content, tag = self.storage.read_tagged(key)
+        return drafts.from_bytes(content, self._signing, name=key), tag
+
+    def new_model(
+        self, draft: Draft, contents: Mapping[str, bytes] = MappingProxyType({}), *, most: int
+    ) -> None:
+        """Make a model durably, with ``draft`` and further ``contents`` by name.
 
         Raises AlreadyExists, QuotaExceeded if there are ``most`` models, and as ``set_draft``.
         """
         self._refresh_references(draft)
+        content = drafts.to_bytes(draft, self._signing)
         with self.naming():
-            path = self._free(draft.model, most)
+            directory = self._free(draft.model, most)
             try:
-                with files.new_directory(path) as directory:
-                    (directory / drafts.FILE).write_bytes(drafts.to_bytes(draft, self._signing))
-                    yield directory
+                self.storage.create(directory, {**contents, drafts.FILE: content})
             except FileExistsError:  # a fit
                 raise _taken(draft.model) from None
 
     def check_not_deleted(self, model: str) -> None:
         """Raise AlreadyExists if a deleted model has the name."""
-        if self._deleted(model).exists():
+        if self.storage.exists(_deleted(model)):
             raise AlreadyExists(
                 f"a deleted model has the name {model!r}: undelete it, or wait until topwork gc "
                 "has deleted its files",
@@ -116,10 +119,7 @@ class ModelDirectories(BlobStore):
     def delete_model(self, model: str) -> None:
         """Delete a model durably, so that ``undelete_model`` can restore it. Raises NotFound."""
         with self.naming(), self.locked(model):
-            path = self._model(model)
-            files.touch(path)  # the age of its deletion, for gc
-            path.rename(self._deleted(model))
-            files.sync_directory(path.parent)
+            self.storage.hide(self._model(model))
 
     def undelete_model(self, model: str, *, most: int) -> None:
         """Restore a deleted model durably.
@@ -127,39 +127,30 @@ class ModelDirectories(BlobStore):
         Raises NotFound, AlreadyExists, QuotaExceeded if there are ``most`` models.
         """
         with self.naming():
-            deleted = self._deleted(model)
-            if not deleted.exists():
+            if not self.storage.exists(_deleted(model)):
                 name = f"models/{model}"
                 raise NotFound(f"there is no deleted model {name!r}", kind="model", resource=name)
-            path = self._free(model, most, deleted=True)
-            deleted.rename(path)
-            files.sync_directory(path.parent)
+            self.storage.unhide(self._free(model, most, deleted=True))
 
-    def deleted_models(self) -> list[Path]:
-        """Return the directories of all deleted models, sorted."""
-        return sorted((self.root / "models").glob(f"{DELETED}*"))
+    def deleted_models(self) -> list[str]:
+        """Return the keys of the directories of all deleted models, sorted."""
+        names = self.storage.directories(MODELS)
+        return [f"{MODELS}/{name}" for name in names if name.startswith(HIDDEN)]
 
-    def forget_model(self, deleted: Path, *, before: float) -> Path | None:
-        """Move a deleted model's directory aside, for ``files.delete``, and return its new path.
+    def forget_model(self, deleted: str, *, before: float) -> bool:
+        """Delete the files of a deleted model.
 
-        None if it was deleted after ``before`` (seconds since 1970), or exists no longer.
+        False if it was deleted after ``before`` (seconds since 1970), or exists no longer.
         """
         with self.naming():
-            try:
-                if deleted.stat().st_mtime >= before:
-                    return None
-            except FileNotFoundError:
-                return None
-            aside = files.move_aside(deleted)
-            files.sync_directory(deleted.parent)
-            return aside
+            entry = self.storage.entry(deleted)
+            return entry is not None and entry.time < before and self.storage.delete(deleted)
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
         """Hold the lock under which models get and lose their names. Take ``locked`` after it."""
-        models = self.root / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        with files.locked(models / ".lock"):
+        self.storage.make_directory(MODELS)
+        with self.storage.locked(MODELS):
             yield
 
     @contextlib.contextmanager
@@ -167,15 +158,15 @@ class ModelDirectories(BlobStore):
         """Hold the lock for changing a model's directory, except for readers. Raises NotFound."""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(files.locked(self._existing(model) / ".lock"))
+                stack.enter_context(self.storage.locked(self._existing(model)))
             except FileNotFoundError:
                 raise self._not_found(model) from None
             yield
 
-    def _free(self, model: str, most: int, *, deleted: bool = False) -> Path:
+    def _free(self, model: str, most: int, *, deleted: bool = False) -> str:
         """Return the directory of a new model, while ``naming``."""
-        path = self._model(model)
-        if path.exists():
+        directory = self._model(model)
+        if self.storage.exists(directory):
             raise _taken(model)
         if not deleted:
             self.check_not_deleted(model)
@@ -186,18 +177,18 @@ class ModelDirectories(BlobStore):
                 subject="repository",
                 reason="TOO_MANY_MODELS",
             )
-        return path
+        return directory
 
-    def _existing(self, model: str) -> Path:
+    def _existing(self, model: str) -> str:
         """Return the directory of a model. Raises NotFound."""
-        path = self._model(model)
-        if not path.exists():
+        directory = self._model(model)
+        if not self.storage.exists(directory):
             raise self._not_found(model)
-        return path
+        return directory
 
     def _not_found(self, model: str) -> NotFound:
         name = f"models/{model}"
-        if self._deleted(model).exists():
+        if self.storage.exists(_deleted(model)):
             return NotFound(
                 f"the model {name!r} was deleted",
                 kind="model",
@@ -211,29 +202,29 @@ class ModelDirectories(BlobStore):
 
         Raises Corrupt if one of them is missing, except for the twin.
         """
-        for path in (
-            self.path("backbones", current.backbone),
-            *(self.path("exemplars", ref.digest) for ref in current.exemplars),
-        ):
-            if not self.refresh(path):
-                raise Corrupt(f"{files.short_path(path)} is missing")
+        keys = [
+            self.key("backbones", current.backbone),
+            *(self.key("exemplars", ref.digest) for ref in current.exemplars),
+        ]
+        check_none(self.storage.refresh(keys))
         twin = self.backbone_info(current.backbone).twin
         if twin is not None:
-            self.refresh(self.path("backbones", twin))
+            self.storage.refresh([self.key("backbones", twin)])
 
-    def _model(self, model: str) -> Path:
-        return self.root / "models" / check_model(model)
-
-    def _deleted(self, model: str) -> Path:
-        return self.root / "models" / f"{DELETED}{check_model(model)}"
+    def _model(self, model: str) -> str:
+        return f"{MODELS}/{check_model(model)}"
 
 
-def read_policy(directory: Path) -> ReviewPolicy:
+def read_policy(storage: Storage, directory: str) -> ReviewPolicy:
     """Return the review policy in the directory of a model. Raises Corrupt."""
-    path = directory / review_policy.FILE
-    if not path.exists():
+    key = f"{directory}/{review_policy.FILE}"
+    if not storage.exists(key):
         return ReviewPolicy()
-    return from_json(files.read(path), ReviewPolicy, name=files.short_path(path))
+    return from_json(storage.read(key), ReviewPolicy, name=key)
+
+
+def _deleted(model: str) -> str:
+    return f"{MODELS}/{HIDDEN}{check_model(model)}"
 
 
 def _taken(model: str) -> AlreadyExists:

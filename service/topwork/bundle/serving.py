@@ -8,6 +8,9 @@ from datetime import datetime
 from topwork.bundle.documents import document
 from topwork.bundle.numbers import Number
 
+FILE = "serving.json"
+"""File name, in the directory of the model."""
+
 MAX_MOVES = 1_000
 """Length of the history in serving.json; older moves are dropped."""
 

@@ -1,4 +1,4 @@
-"""Repository: directory of all bundles, with atomic publishing and the serving pointers.
+"""Repository: all bundles of a storage, with atomic publishing and the serving pointers.
 
     backbones/<sha256>/backbone.onnx (of embeddings by clients space.json), backbone.json
     backbones/names.json
@@ -20,42 +20,43 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-from topwork.bundle import candidates, examples, files
-from topwork.bundle.blobs import KINDS
+from topwork.bundle import examples, files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
 from topwork.bundle.examples import ExampleIndex
 from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
-from topwork.bundle.model_directories import ModelDirectories
-from topwork.bundle.names import is_model
+from topwork.bundle.model_directories import MODELS, ModelDirectories
+from topwork.bundle.names import check_model
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
+from topwork.bundle.storage.storage import ABSENT, Storage, Tag
 from topwork.errors import Corrupt, NotFound
+
+MANIFEST = "manifest.json"
+"""File name, in the directory of a revision: the last file that is written."""
 
 _REVISION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Repository(ModelDirectories):
-    """Repository on a file system, for concurrent readers and writers in any process."""
+    """Repository in a storage, for concurrent readers and writers in any process."""
 
     def models(self) -> list[str]:
         """Return the sorted names of all models that have a serving revision.
 
         Ignores directories without a valid model name, such as a manual copy.
         """
-        names = (path.parent.name for path in (self.root / "models").glob("*/serving.json"))
-        return sorted(name for name in names if is_model(name))
+        names = self.model_names()
+        return [name for name in names if self.storage.exists(self.serving_key(name))]
 
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""
-        directory = self._existing(model)
-        return [int(path.name) for path in revision_directories(directory)]
+        return revision_numbers(self.storage, self._existing(model))
 
     def serving(self, model: str) -> int:
         """Return the number of the serving revision. Raises NotFound, Corrupt."""
@@ -63,10 +64,14 @@ class Repository(ModelDirectories):
 
     def serving_state(self, model: str) -> ServingState:
         """Return serving revision, pinned revisions and history. Raises NotFound, Corrupt."""
-        path = self.serving_file(model)
-        if not path.exists():
+        return self._tagged_state(model)[0]
+
+    def _tagged_state(self, model: str) -> tuple[ServingState, Tag]:
+        key = self.serving_key(model)
+        if not self.storage.exists(key):
             raise self._not_found(model)
-        return from_json(files.read(path), ServingState, name=files.short_path(path))
+        content, tag = self.storage.read_tagged(key)
+        return from_json(content, ServingState, name=key), tag
 
     def current(self, model: str) -> Current:
         """Return the manifest of the serving revision, or the draft of a model without one.
@@ -76,12 +81,12 @@ class Repository(ModelDirectories):
         try:
             return self.manifest(model, self.serving(model))
         except NotFound:
-            if self.serving_file(model).exists():
+            if self.storage.exists(self.serving_key(model)):
                 raise
         try:
             return self.draft(model)
         except NotFound:
-            if self.serving_file(model).exists():  # it began to serve meanwhile
+            if self.storage.exists(self.serving_key(model)):  # it began to serve meanwhile
                 return self.current(model)
             raise self._not_found(model) from None
 
@@ -94,9 +99,9 @@ class Repository(ModelDirectories):
             with contextlib.suppress(NotFound):
                 return operation in self.draft(model).operations
             return False
-        return self.serving_file(model).exists() and self.serving_state(model).was_moved_by(
-            operation, revision
-        )
+        with contextlib.suppress(NotFound):
+            return self.serving_state(model).was_moved_by(operation, revision)
+        return False
 
     def set_serving(
         self,
@@ -116,11 +121,11 @@ class Repository(ModelDirectories):
         with self.locked(model):
             check_may_serve(self.manifest(model, revision))
             try:
-                state = self.serving_state(model)
+                state, tag = self._tagged_state(model)
             except NotFound:
                 if parent:
                     raise
-                state = ServingState(revision=0)
+                state, tag = ServingState(revision=0), ABSENT
             if revision == state.revision or (
                 operation and state.was_moved_by(operation, revision)
             ):
@@ -134,51 +139,48 @@ class Repository(ModelDirectories):
                 operation=operation,
                 time=datetime.now(UTC),
             )
-            files.write_file(self.serving_file(model), to_json(state.moved(move)))
+            after = to_json(state.moved(move))
+            self.storage.write(self.serving_key(model), after, expected=tag)
         return revision
 
     def pin(self, model: str, revision: int, *, pinned: bool) -> ServingState:
         """Pin or unpin a revision and return the new state. Raises NotFound."""
         with self.locked(model):
-            state = self.serving_state(model)
+            state, tag = self._tagged_state(model)
             if pinned or revision not in state.pinned:
                 self.manifest(model, revision)
             others = set(state.pinned) - {revision}
             after = replace(state, pinned=tuple(sorted(others | {revision} if pinned else others)))
             if after != state:
-                files.write_file(self.serving_file(model), to_json(after))
+                self.storage.write(self.serving_key(model), to_json(after), expected=tag)
         return after
 
     def manifest(self, model: str, revision: int) -> Manifest:
         """Return a revision's manifest, with verified signatures. Raises NotFound, Corrupt."""
-        path = files.existing(
-            self._existing(model) / str(revision) / "manifest.json",
-            kind="revision",
-            name=f"models/{model}/revisions/{revision}",
-        )
-        content = files.read(path)
-        self._signing.check(path.parent, content)
-        manifest = _parse_manifest(content, path)
+        directory = f"{self._existing(model)}/{revision}"
+        key = f"{directory}/{MANIFEST}"
+        if not self.storage.exists(key):
+            name = f"models/{model}/revisions/{revision}"
+            raise NotFound(f"there is no revision {name!r}", kind="revision", resource=name)
+        content = self.storage.read(key)
+        self._signing.check(self.storage, directory, content)
+        manifest = _parse_manifest(content, key)
         if (manifest.model, manifest.revision) != (model, revision):
-            raise Corrupt(
-                f"{files.short_path(path)} is for {manifest.model} revision {manifest.revision}"
-            )
+            raise Corrupt(f"{key} is for {manifest.model} revision {manifest.revision}")
         return manifest
 
     def head(self, manifest: Manifest) -> bytes:
         """Return a revision's head.onnx. Raises Corrupt."""
-        return files.read_verified(self._revision(manifest) / "head.onnx", manifest.head)
+        return self.storage.read_verified(f"{revision_key(manifest)}/head.onnx", manifest.head)
 
     def metrics(self, manifest: Manifest) -> Metrics:
         """Return a revision's metrics. Raises Corrupt."""
-        path = self._revision(manifest) / "metrics.json"
-        return from_json(
-            files.read_verified(path, manifest.metrics), Metrics, name=files.short_path(path)
-        )
+        key = f"{revision_key(manifest)}/metrics.json"
+        return from_json(self.storage.read_verified(key, manifest.metrics), Metrics, name=key)
 
     def report(self, manifest: Manifest) -> bytes:
         """Return a revision's report.html. Raises Corrupt."""
-        return files.read_verified(self.report_file(manifest), manifest.report)
+        return self.storage.read_verified(report_key(manifest), manifest.report)
 
     def examples(self, manifest: Manifest) -> ExampleIndex:
         """Return the index of a revision's examples. Raises Corrupt.
@@ -187,12 +189,9 @@ class Repository(ModelDirectories):
         """
         if manifest.examples is None:
             return examples.index_of_shards(self.shards(manifest.exemplars))
-        content = files.read_verified(self._revision(manifest) / examples.FILE, manifest.examples)
+        key = f"{revision_key(manifest)}/{examples.FILE}"
+        content = self.storage.read_verified(key, manifest.examples)
         return examples.from_bytes(content, manifest.labels, len(manifest.exemplars))
-
-    def report_file(self, manifest: Manifest) -> Path:
-        """Return the path of a revision's report.html, to open it in a browser."""
-        return self._revision(manifest) / "report.html"
 
     def publish(
         self,
@@ -210,10 +209,9 @@ class Repository(ModelDirectories):
         Raises Corrupt if the backbone or a shard is not stored, NotFound if the model of a change
         was deleted, AlreadyExists if a deleted model has the name of a new one.
         """
-        parent = self._model(draft.model)
         if not draft.operation:  # a change would make a deleted model again
             self.check_not_deleted(draft.model)
-            parent.mkdir(parents=True, exist_ok=True)
+            self.storage.make_directory(self._model(draft.model))
         metrics_json = to_json(metrics)
         index_file = None if index is None else examples.to_bytes(index)
         while True:
@@ -227,22 +225,15 @@ class Repository(ModelDirectories):
             )
             page = report(manifest)
             manifest = replace(manifest, report=files.sha256(page))
+            contents = {"head.onnx": head, "metrics.json": metrics_json, "report.html": page}
+            if index_file is not None:
+                contents[examples.FILE] = index_file
             try:
-                with (
-                    self.locked(draft.model),
-                    files.new_directory(parent / str(manifest.revision)) as directory,
-                ):
-                    (directory / "head.onnx").write_bytes(head)
-                    (directory / "metrics.json").write_bytes(metrics_json)
-                    (directory / "report.html").write_bytes(page)
-                    if index_file is not None:
-                        (directory / examples.FILE).write_bytes(index_file)
-                    content = to_json(manifest)
-                    (directory / "manifest.json").write_bytes(content)
-                    signature = self.sign(content)
-                    if signature is not None:
-                        (directory / signatures.FILE).write_bytes(signature)
+                with self.locked(draft.model):
                     self._refresh_references(manifest)
+                    self.storage.create(
+                        revision_key(manifest), self.signed_files(manifest, contents)
+                    )
             except FileExistsError:
                 continue  # another writer took the number
             return manifest
@@ -256,47 +247,34 @@ class Repository(ModelDirectories):
                     return manifest
         return None
 
-    def abandoned(self, *, age: float = files.ABANDONED_AFTER) -> list[Path]:
-        """Return temporary names that crashed writers left more than ``age`` seconds ago."""
-        directories = self._writable_directories()
-        return [path for directory in directories for path in files.abandoned(directory, age=age)]
+    def sweep(self) -> list[str]:
+        """Delete what crashed writers left, when it is old, and return the keys."""
+        return [key for key in self.storage.abandoned() if self.storage.delete_abandoned(key)]
 
-    def sweep(self) -> list[Path]:
-        """Delete abandoned temporary names and return their paths."""
-        directories = self._writable_directories()
-        return [path for directory in directories for path in files.sweep(directory)]
-
-    def _writable_directories(self) -> list[Path]:
-        models = [path for path in (self.root / "models").glob("*") if path.is_dir()]
-        names = ("checkpoints", "models", *KINDS)
-        reviews = [path / candidates.DIRECTORY for path in models]
-        sets = [path for model in models for path in model.glob("evaluations/**/") if path.is_dir()]
-        names_of = (self.root / name for name in names)
-        return [self.root, *names_of, *models, *reviews, *sets]
-
-    def _revision(self, manifest: Manifest) -> Path:
-        return self._model(manifest.model) / str(manifest.revision)
+    def signed_files(self, manifest: Manifest, contents: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return the files of a revision, the manifest last, signed if there is a key."""
+        content = to_json(manifest)
+        signature = self._signing.sign(content)
+        signed = {} if signature is None else {signatures.FILE: signature}
+        return {**contents, **signed, MANIFEST: content}
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Return the manifest at ``path`` without verifying signatures. Raises Corrupt."""
-    return _parse_manifest(files.read(path), path)
+def read_manifest(storage: Storage, key: str) -> Manifest:
+    """Return a manifest without verifying signatures. Raises Corrupt."""
+    return _parse_manifest(storage.read(key), key)
 
 
-def _parse_manifest(content: bytes, path: Path) -> Manifest:
+def _parse_manifest(content: bytes, name: str) -> Manifest:
     schema = _schema_number(content)
     try:
-        manifest = from_json(content, Manifest, name=files.short_path(path))
+        manifest = from_json(content, Manifest, name=name)
     except Corrupt:
         if schema in {SCHEMA, NEWEST_SCHEMA}:
             raise
     else:
         if schema <= NEWEST_SCHEMA:
             return manifest
-    raise Corrupt(
-        f"{files.short_path(path)} has schema {schema}; "
-        f"this software reads {SCHEMA} and {NEWEST_SCHEMA}"
-    )
+    raise Corrupt(f"{name} has schema {schema}; this software reads {SCHEMA} and {NEWEST_SCHEMA}")
 
 
 def _schema_number(content: bytes) -> int:
@@ -308,7 +286,17 @@ def _schema_number(content: bytes) -> int:
     return SCHEMA
 
 
-def revision_directories(model: Path) -> list[Path]:
-    """Return the directories of all published revisions in a model's directory, oldest first."""
-    directories = (path for path in model.glob("*") if _REVISION.fullmatch(path.name))
-    return sorted(directories, key=lambda path: int(path.name))
+def revision_key(manifest: Manifest) -> str:
+    """Return the key of the directory of a revision."""
+    return f"{MODELS}/{check_model(manifest.model)}/{manifest.revision}"
+
+
+def report_key(manifest: Manifest) -> str:
+    """Return the key of a revision's report.html."""
+    return f"{revision_key(manifest)}/report.html"
+
+
+def revision_numbers(storage: Storage, model: str) -> list[int]:
+    """Return the numbers of all revisions in a model's directory, oldest first."""
+    names = storage.directories(model)
+    return sorted(int(name) for name in names if _REVISION.fullmatch(name))

@@ -15,11 +15,13 @@ from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Draft, not_ready
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.recipe import Recipe
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import FILE as SIGNATURE
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.spaces import put_space
-from topwork.bundle.store import Repository
+from topwork.bundle.storage.storage import Storage
+from topwork.bundle.store import MANIFEST, Repository, revision_key
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady, Unavailable
 from topwork.inputs.embeddings import EmbeddingSpec
 
@@ -28,7 +30,7 @@ log = structlog.get_logger(__name__)
 COPY = "copy"
 """``Manifest.change`` of a copy, and the cause of its first move."""
 
-_OWN_FILES = {"manifest.json", SIGNATURE}
+_OWN_FILES = {MANIFEST, SIGNATURE}
 """Files that a copy of a revision does not share with it."""
 
 
@@ -55,9 +57,9 @@ class Lifecycle:
     They raise Unavailable if the disk is full or read-only.
     """
 
-    def __init__(self, root: Path, signing: SigningFiles, *, most: int) -> None:
+    def __init__(self, storage: Storage | Path, signing: SigningFiles, *, most: int) -> None:
         """Take the limit of models, ``most``. The signing key is read when it is needed."""
-        self._root = root
+        self._storage = storage
         self._signing = signing
         self._most = most
 
@@ -96,8 +98,7 @@ class Lifecycle:
         )
         with _writing(new.name):
             try:
-                with repository.new_model(draft, most=self._most):
-                    pass
+                repository.new_model(draft, most=self._most)
             except AlreadyExists:  # a concurrent call
                 if not _made_before(repository, new.name, new.request_id, request):
                     raise
@@ -144,10 +145,9 @@ class Lifecycle:
             created=now,
         )
         with _writing(name):
-            contents = _contents(repository, manifest)
+            contents = _copied_files(repository, manifest, copied)
             try:
-                with repository.new_model(draft, most=self._most) as directory:
-                    _write_copy(repository, directory, copied, contents)
+                repository.new_model(draft, contents, most=self._most)
             except AlreadyExists:  # a concurrent call
                 if not _made_before(repository, name, request_id, request):
                     raise
@@ -157,19 +157,19 @@ class Lifecycle:
     def delete(self, model: str) -> None:
         """Delete a model, so that ``undelete`` can restore it until gc. Raises NotFound."""
         with _writing(model):
-            Repository(self._root).delete_model(model)
+            Repository(self._storage).delete_model(model)
         log.info("deleted", model=model)
 
     def undelete(self, model: str) -> None:
         """Restore a deleted model. Raises NotFound, AlreadyExists, QuotaExceeded."""
         with _writing(model):
-            Repository(self._root).undelete_model(model, most=self._most)
+            Repository(self._storage).undelete_model(model, most=self._most)
         log.info("undeleted", model=model)
 
     def _publisher(self) -> Repository:
         """Return the repository with the key that signs. Raises NotReady if that is missing."""
         try:
-            return Repository(self._root, self._signing.read(publishes=True))
+            return Repository(self._storage, self._signing.read(publishes=True))
         except InvalidInput as error:
             text = f"this server cannot sign a new model: {error}"
             raise NotReady(text, reason="NO_SIGNING_KEY") from error
@@ -200,7 +200,8 @@ def backbones(repository: Repository) -> list[tuple[BackboneInfo, int]]:
     The fp32 twin of an int8 backbone is another backbone.
     """
     return [
-        (info, files.size(repository.backbone_file(info.digest))) for info in repository.backbones()
+        (info, sum(repository.storage.sizes([repository.backbone_key(info.digest)]).values()))
+        for info in repository.backbones()
     ]
 
 
@@ -240,37 +241,26 @@ def _find_backbone(repository: Repository, wanted: str) -> BackboneInfo:
     )
 
 
-def _contents(repository: Repository, manifest: Manifest) -> dict[str, bytes]:
-    """Return the files of a revision that a copy shares, verified. Raises Corrupt."""
-    repository.metrics(manifest)
-    repository.report(manifest)
-    repository.head(manifest)
-    directory = repository.report_file(manifest).parent
-    return {
-        path.name: files.read(path)
-        for path in sorted(directory.iterdir())
-        if path.name not in _OWN_FILES
+def _copied_files(repository: Repository, source: Manifest, copied: Manifest) -> dict[str, bytes]:
+    """Return the files of a new model: revision 1, which shares most with ``source``, and serves.
+
+    Raises Corrupt.
+    """
+    repository.metrics(source)
+    repository.report(source)
+    repository.head(source)
+    storage, directory = repository.storage, revision_key(source)
+    contents = {
+        name: storage.read(f"{directory}/{name}")
+        for name in sorted(storage.files(directory))
+        if name not in _OWN_FILES
     }
-
-
-def _write_copy(
-    repository: Repository, directory: Path, manifest: Manifest, contents: dict[str, bytes]
-) -> None:
-    """Write revision 1 and serving.json into the directory of a new model."""
-    revision = directory / str(manifest.revision)
-    revision.mkdir()
-    for name, content in contents.items():
-        (revision / name).write_bytes(content)
-    content = to_json(manifest)
-    (revision / "manifest.json").write_bytes(content)
-    signature = repository.sign(content)
-    if signature is not None:
-        (revision / SIGNATURE).write_bytes(signature)
-    move = Move(
-        revision=manifest.revision, previous=0, why=COPY, operation="", time=manifest.created
-    )
-    state = ServingState(revision=0).moved(move)
-    (directory / "serving.json").write_bytes(to_json(state))
+    move = Move(revision=copied.revision, previous=0, why=COPY, operation="", time=copied.created)
+    revision = repository.signed_files(copied, contents)
+    return {
+        **{f"{copied.revision}/{name}": content for name, content in revision.items()},
+        SERVING: to_json(ServingState(revision=0).moved(move)),
+    }
 
 
 def _made_before(repository: Repository, model: str, request_id: str, request: str) -> bool:

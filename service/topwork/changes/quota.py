@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from topwork.bundle import files
 from topwork.bundle.evaluation_sets import EvaluationSets
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, QuotaExceeded, Unavailable
@@ -39,14 +37,15 @@ class ModelQuota:
                 reason="MODEL_QUOTA",
             )
         with _readable():
-            disk = os.statvfs(self.repository.root)
-        free, least = disk.f_bavail * disk.f_frsize, self.limits.min_free_bytes
-        if free - coming < least:
-            raise _disk_full(f"{free} bytes free, of which {least}")
-        files_left, least = disk.f_favail, self.limits.min_free_inodes
-        # File systems without a fixed number of inodes, such as Btrfs, report a total of 0.
-        if disk.f_files and files_left - images < least:
-            raise _disk_full(f"{files_left} inodes free, of which {least}")
+            space = self.repository.storage.space()
+        if space is None:
+            return
+        least = self.limits.min_free_bytes
+        if space.free_bytes - coming < least:
+            raise _disk_full(f"{space.free_bytes} bytes free, of which {least}")
+        least = self.limits.min_free_inodes
+        if space.free_files is not None and space.free_files - images < least:
+            raise _disk_full(f"{space.free_files} inodes free, of which {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +96,17 @@ class Quotas:
         return ModelQuota(model, self._repository, self._limits, pending + used)
 
     def _revision(self, model: str, number: int, known: _Revision | None) -> _Revision:
-        path = self._repository.serving_file(model).with_name(str(number))
+        entry = self._repository.storage.entry(self._repository.model_key(model, str(number)))
+        if entry is None:
+            return _Revision(0, frozenset(), 0)
+        if known is not None and known.changed == entry.time_ns:
+            return known
         shards: frozenset[str] = frozenset()
-        changed = 0
         # A revision that is damaged or just being deleted counts for its own files only.
-        with contextlib.suppress(Corrupt, NotFound, FileNotFoundError):
-            changed = path.stat().st_mtime_ns
-            if known is not None and known.changed == changed:
-                return known
+        with contextlib.suppress(Corrupt, NotFound):
             refs = self._repository.manifest(model, number).exemplars
             shards = frozenset(ref.digest for ref in refs)
-        return _Revision(files.size(path), shards, changed)
+        return _Revision(entry.size, shards, entry.time_ns)
 
     def _shard_size(self, digest: str) -> int:
         size = self._shards.get(digest)
@@ -117,9 +116,9 @@ class Quotas:
             except Corrupt:
                 return 0
             images = {row.tobytes().hex() for row in contents}
-            size = files.size(self._repository.path("exemplars", digest)) + sum(
-                files.size(self._repository.path("images", image)) for image in images
-            )
+            key = self._repository.key
+            keys = [key("exemplars", digest), *(key("images", image) for image in images)]
+            size = sum(self._repository.storage.sizes(keys).values())
             self._shards[digest] = size
         return size
 

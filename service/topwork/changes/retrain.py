@@ -255,11 +255,14 @@ class Trainer:
                 predicted=Predicted(labels=exemplars.labels, metrics=learned.metrics),
             )
             return Candidate(result=dry, published=False)
-        for ref in shards:
-            # Without --spare-hours gc may have deleted a new shard meanwhile; it is still mapped.
-            path = self._repository.path("exemplars", ref.digest)
-            if ref not in parent.exemplars and not self._repository.refresh(path):
-                self._repository.put_shard(opened(ref.digest))
+        # Without --spare-hours gc may have deleted a new shard meanwhile; it is still mapped.
+        new = {
+            self._repository.key("exemplars", ref.digest): ref.digest
+            for ref in shards
+            if ref not in parent.exemplars
+        }
+        for key in self._repository.storage.refresh(new):
+            self._repository.put_shard(opened(new[key]))
         manifest = publish(
             self._repository,
             exemplars,

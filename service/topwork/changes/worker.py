@@ -22,7 +22,6 @@ from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
-from topwork.bundle.store import Repository
 from topwork.changes import database
 from topwork.changes.executors import Takeover, claim, lock_model
 from topwork.changes.jobs import (
@@ -102,9 +101,9 @@ def _work(config: WorkerConfig, on_working: OnWorking) -> str:
     claimed = claim(root, config.executor, on_wait=lambda: on_working(True))
     on_working(False)
     database.note_database(root, url)
-    repository = Repository(root, config.signing.read(publishes=True))
-    for path in repository.sweep():
-        log.info("swept", path=str(path))
+    repository = config.open_repository(publishes=True)
+    for key in repository.sweep():
+        log.info("swept", key=key)
     DBOS(
         config={
             "name": database.APPLICATION,

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from topwork import tables
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.store import Repository
 from topwork.cli import evaluate_set, evaluation_sources, show_evaluation, show_result
 from topwork.cli.evaluation_sources import Answered, OnImage
 from topwork.cli.image_rows import photo_bar
@@ -39,6 +40,7 @@ from topwork.learning.evaluation import SUBGROUP_VALUES, Answers
 from topwork.printable import file_name, printable
 from topwork.report.evaluation import Evaluated, render_evaluation
 from topwork.report.formatting import several
+from topwork.repository_option import repository_option
 from topwork.terminal import LocalPath
 
 Question = Sequence[int]
@@ -47,11 +49,7 @@ Question = Sequence[int]
 
 @click.command()
 @server_option
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model, to evaluate without a server.",
-)
+@repository_option("Repository of the model, to evaluate without a server.", exists=True)
 @trusted_keys_option()
 @require_signed_option
 @click.option(
@@ -89,7 +87,7 @@ Question = Sequence[int]
 @click.argument("data", required=False, type=LocalPath(exists=True, path_type=Path))
 def evaluate(
     server: ServerOptions,
-    repository: Path | None,
+    repository: Location | None,
     trusted_keys: Path | None,
     require_signed: bool,
     revision: int,
@@ -135,7 +133,7 @@ def evaluate(
             with connected(server) as client:
                 evaluate_set.on_server(client, photos, source, parameters, as_json=as_json)
         else:
-            opened = Repository(repository, signing.read(publishes=False))
+            opened = open_repository(repository, signing.read(publishes=False))
             with _progress(len(photos)) as on_image:
                 found = evaluate_set.in_repository(opened, photos, on_image, parameters)
             show_result.print_result(found, as_json=as_json)
@@ -148,7 +146,7 @@ def evaluate(
                 client, model, question, photos, source, on_image
             )
     else:
-        opened = Repository(repository, signing.read(publishes=False))
+        opened = open_repository(repository, signing.read(publishes=False))
         with _progress(len(photos) * len(question)) as on_image:
             answered = evaluation_sources.from_repository(opened, model, question, photos, on_image)
     evaluated = _evaluate(model, answered, test_set, left_out, source)

@@ -5,27 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import click
 
 from topwork import tables
 from topwork.bundle.evaluation_sets import EvaluationSets
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.cli import show_result
 from topwork.cli.options import ServerOptions, connected, json_output, server_option
 from topwork.command_group import example
+from topwork.repository_option import repository_option
 from topwork.rpc.convert.evaluations import to_evaluation, to_evaluation_set
 from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 model_argument = click.argument("model")
 name_argument = click.argument("name")
-repository_option = click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model, without a server.",
-)
+_repository_option = repository_option("Repository of the model, without a server.", exists=True)
 
 
 class Source(Protocol):
@@ -59,8 +57,8 @@ class Stored:
     def get_evaluation_set(self, model: str, name: str) -> evaluation_pb.EvaluationSet:
         """Return a set. Raises NotFound, Corrupt."""
         stored = EvaluationSets(self._repository, model).get(name)
-        paths = [self._repository.path("images", image.content) for image in stored.images]
-        return to_evaluation_set(stored, sum(path.exists() for path in paths))
+        kept = self._repository.stored_images([image.content for image in stored.images])
+        return to_evaluation_set(stored, sum(image.content in kept for image in stored.images))
 
     def delete_evaluation_set(self, model: str, name: str) -> None:
         """Delete a set. Raises NotFound."""
@@ -72,9 +70,9 @@ class Stored:
 
 
 @contextlib.contextmanager
-def _opened(server: ServerOptions, repository: Path | None) -> Iterator[Source]:
+def _opened(server: ServerOptions, repository: Location | None) -> Iterator[Source]:
     if repository is not None:
-        yield Stored(Repository(repository))
+        yield Stored(open_repository(repository))
     else:
         with connected(server) as client:
             yield client
@@ -87,10 +85,12 @@ def evaluations() -> None:
 
 @evaluations.command("list", epilog=example("topwork evaluations list flowers"))
 @server_option
-@repository_option
+@_repository_option
 @json_output
 @model_argument
-def list_sets(server: ServerOptions, repository: Path | None, as_json: bool, model: str) -> None:
+def list_sets(
+    server: ServerOptions, repository: Location | None, as_json: bool, model: str
+) -> None:
     """List the evaluation sets of MODEL."""
     with _opened(server, repository) as source:
         found = [*source.list_evaluation_sets(model)]
@@ -103,12 +103,12 @@ def list_sets(server: ServerOptions, repository: Path | None, as_json: bool, mod
 
 @evaluations.command("show", epilog=example("topwork evaluations show flowers held-out"))
 @server_option
-@repository_option
+@_repository_option
 @json_output
 @model_argument
 @name_argument
 def show_set(
-    server: ServerOptions, repository: Path | None, as_json: bool, model: str, name: str
+    server: ServerOptions, repository: Location | None, as_json: bool, model: str, name: str
 ) -> None:
     """Show the evaluation set NAME of MODEL, and the results of all revisions on it."""
     with _opened(server, repository) as source:
@@ -126,10 +126,10 @@ def show_set(
 
 @evaluations.command("delete", epilog=example("topwork evaluations delete flowers held-out"))
 @server_option
-@repository_option
+@_repository_option
 @model_argument
 @name_argument
-def delete_set(server: ServerOptions, repository: Path | None, model: str, name: str) -> None:
+def delete_set(server: ServerOptions, repository: Location | None, model: str, name: str) -> None:
     """Delete the evaluation set NAME of MODEL with its results. It judges no change any more."""
     with _opened(server, repository) as source:
         source.delete_evaluation_set(model, name)

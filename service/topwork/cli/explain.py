@@ -11,6 +11,7 @@ import numpy as np
 
 import topwork
 from topwork import Audio, Embedding, ExplainResult, Text, tables
+from topwork.bundle.location import Location
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.input_files import list_inputs
 from topwork.cli.options import (
@@ -35,6 +36,7 @@ from topwork.report.explanation import (
     shown_image,
     shown_text,
 )
+from topwork.repository_option import repository_option
 from topwork.terminal import LocalPath
 
 _STRENGTH = " .:-=+*#@"
@@ -43,11 +45,7 @@ _STRENGTH = " .:-=+*#@"
 
 @click.command()
 @server_option
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model, to explain without a server.",
-)
+@repository_option("Repository of the model, to explain without a server.", exists=True)
 @trusted_keys_option()
 @require_signed_option
 @click.option(
@@ -73,7 +71,7 @@ _STRENGTH = " .:-=+*#@"
 )
 def explain(
     server: ServerOptions,
-    repository: Path | None,
+    repository: Location | None,
     trusted_keys: Path | None,
     require_signed: bool,
     revision: int,

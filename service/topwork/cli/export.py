@@ -10,23 +10,20 @@ from typing import Any, get_args
 import click
 
 from topwork.bundle import files
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.store import Repository
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 from topwork.export import browser
 from topwork.export.model import Precision
 from topwork.export.model import export as export_model
 from topwork.printable import file_name
+from topwork.repository_option import repository_option
 
 
 @click.command()
-@click.option(
-    "--repository",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model.",
-)
+@repository_option("Repository of the model.", exists=True, required=True)
 @click.option(
     "--revision",
     default=0,
@@ -56,7 +53,7 @@ from topwork.printable import file_name
 @click.argument("model")
 @click.argument("output", required=False, type=click.Path(dir_okay=False, path_type=Path))
 def export(
-    repository: Path,
+    repository: Location,
     revision: int,
     precision: Precision,
     page: Path | None,
@@ -76,7 +73,7 @@ def export(
         raise InvalidInput("OUTPUT is missing; name a file, or use --browser", field="output")
     runtime = browser.read_runtime(onnxruntime_web) if page is not None else {}
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    opened = Repository(repository, keys.read(publishes=False))
+    opened = open_repository(repository, keys.read(publishes=False))
     portable = export_model(opened, model, revision=revision, precision=precision)
     try:
         if output is not None:

@@ -9,28 +9,25 @@ import click
 
 import topwork
 from topwork import StreamResult
+from topwork.bundle.location import Location
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import require_signed_option, trusted_keys_option
 from topwork.cli.parquet_table import out_option, write_table
 from topwork.cli.patterns import expand
 from topwork.client.inputs import Content
+from topwork.repository_option import repository_option
 
 
 @click.command()
-@click.option(
-    "--repository",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model.",
-)
+@repository_option("Repository of the model.", exists=True, required=True)
 @trusted_keys_option()
 @require_signed_option
 @click.argument("model")
 @out_option
 @image_arguments
 def predict(
-    repository: Path,
+    repository: Location,
     trusted_keys: Path | None,
     require_signed: bool,
     model: str,

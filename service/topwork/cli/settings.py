@@ -14,6 +14,7 @@ import click
 from topwork.cli.addresses import Address, check_url
 from topwork.config import GatewayConfig, Setting, WorkerConfig
 from topwork.errors import InvalidInput
+from topwork.repository_option import RepositoryType
 
 C = TypeVar("C", bound=WorkerConfig | GatewayConfig)
 
@@ -74,6 +75,8 @@ def _type(kind: Any, setting: Setting, *, optional: bool) -> click.ParamType[Any
     """Return click's type for values of the type ``kind``, such as ``int | None``."""
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
+    if setting.kind == "repository":
+        return RepositoryType()
     (plain,) = {*(get_args(kind) or (kind,))} - {NoneType}
     if plain is Path:
         return _PATHS[setting.kind]

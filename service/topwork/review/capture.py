@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -72,7 +73,7 @@ class Capture:
         self._clock = clock
         self._budgets: dict[str, Budget] = {}
         """Of the models whose policy is on; replaced as a whole."""
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._stamps: dict[str, Hashable] = {}
         self._policies: dict[str, ReviewPolicy] = {}
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Item] = queue.Queue(QUEUE_IMAGES)
@@ -141,11 +142,13 @@ class Capture:
     def refresh(self, model: str | None = None) -> None:
         """Read the policies that have changed, of ``model`` only if it is not None."""
         with self._lock:
-            for name in self._repository.model_names() if model is None else [model]:
-                self._read_policy(name)
-            if model is None:
-                for name in self._stamps.keys() - set(self._repository.model_names()):
-                    self._forget(name)
+            stamps: dict[str, Hashable | None] = {}
+            with contextlib.suppress(FileNotFoundError):  # there is no model yet
+                stamps = self._repository.storage.stamps([FILE], self._stamps, only=model)
+            for name in (self._stamps.keys() if model is None else {model}) - stamps.keys():
+                self._forget(name)
+            for name, stamp in stamps.items():
+                self._read_policy(name, stamp)
 
     def _offer(self, offer: Offer, budget: Budget, now: float) -> None:
         drawn = budget.random(lambda: offer, now)
@@ -216,15 +219,8 @@ class Capture:
             budget.settle()
             self._count(result)
 
-    def _read_policy(self, model: str) -> None:
-        path = self._repository.serving_file(model).with_name(FILE)
-        try:
-            stat = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            self._forget(model)
-            return
-        stamp = stat.st_ino, stat.st_mtime_ns
-        if self._stamps.get(model) == stamp:
+    def _read_policy(self, model: str, stamp: Hashable) -> None:
+        if stamp is None or self._stamps.get(model) == stamp:
             return
         try:
             policy = self._repository.review_policy(model)
@@ -256,7 +252,8 @@ class Capture:
         self._answers.expire()
         for model, policy in [*self._policies.items()]:
             delete_expired(
-                self._repository.serving_file(model).with_name(DIRECTORY),
+                self._repository.storage,
+                self._repository.model_key(model, DIRECTORY),
                 before=self._clock() - policy.keep_seconds,
             )
 

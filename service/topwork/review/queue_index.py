@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from topwork.bundle.candidates import Candidate, CandidateStore, Listing, StoredFile, start_of_day
+from topwork.bundle.candidates import Candidate, CandidateStore, Listing, start_of_day
+from topwork.bundle.storage.storage import Entry
 from topwork.errors import Corrupt, NotFound
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
 from topwork.review.budget import Kept
@@ -22,7 +23,7 @@ class QueueIndex:
     def __init__(self, store: CandidateStore) -> None:
         self._store = store
         self._known: dict[str, Candidate] = {}
-        self._files: dict[str, StoredFile] = {}
+        self._files: dict[str, Entry] = {}
         self.listing = Listing()
 
     def refresh(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Literal
 
@@ -86,10 +85,10 @@ class Writer:
         return False
 
     def _is_disk_full(self, coming: int) -> bool:
-        disk = os.statvfs(self._repository.root)
-        free, limits = disk.f_bavail * disk.f_frsize, self._limits
-        no_inodes = bool(disk.f_files) and disk.f_favail - 1 < limits.min_free_inodes
-        return free - coming < limits.min_free_bytes or no_inodes
+        space, limits = self._repository.storage.space(), self._limits
+        return space is not None and space.lacks(
+            coming, 1, least_bytes=limits.min_free_bytes, least_files=limits.min_free_inodes
+        )
 
 
 def correct(

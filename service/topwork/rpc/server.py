@@ -18,7 +18,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from topwork.access.access_file import Access
-from topwork.bundle.store import Repository
 from topwork.changes import worker
 from topwork.changes.database import database_url
 from topwork.changes.evaluations import check_evaluation
@@ -99,7 +98,7 @@ class Server:
     def __init__(self, config: ServeConfig) -> None:
         limits = config.limits
         url = config.database or database_url(config.repository)
-        repository = Repository(config.repository, config.signing.read(publishes=False))
+        repository = config.open_repository(publishes=False)
         self._config = config
         self._repository = repository
         self._telemetry = Telemetry(models=config.metric_models, model_labels=config.metric_labels)
@@ -171,7 +170,7 @@ class Server:
             views,
             ExampleViews(repository, self._registry, examples),
             intake,
-            Lifecycle(config.repository, config.signing, most=limits.max_models),
+            Lifecycle(repository.storage, config.signing, most=limits.max_models),
             self._classifier.statistics,
             limits,
         )

@@ -94,16 +94,18 @@ class Examples:
             part: self._open(manifest.exemplars[part].digest, open_previews)
             for part in np.unique(index.parts[list(rows)]).tolist()
         }
-        found = []
+        contents = {}
         for row in rows:
             shard, place = opened[int(index.parts[row])], int(index.rows[row])
             if place >= len(shard.contents):
                 raise Corrupt(f"example {row} of {manifest.model!r} is not in its shard")
             content = shard.contents[place].tobytes()
-            digest = content.hex() if any(content) else ""
-            stored = bool(digest) and self._repository.path("images", digest).exists()
-            found.append(Detail(preview=shard.preview(place), content=digest, stored=stored))
-        return found
+            contents[row] = content.hex() if any(content) else "", shard.preview(place)
+        kept = self._repository.stored_images({digest for digest, _ in contents.values() if digest})
+        return [
+            Detail(preview=preview, content=digest, stored=digest in kept)
+            for digest, preview in map(contents.__getitem__, rows)
+        ]
 
     def embeddings(self, manifest: Manifest) -> Iterator[NDArray[np.float32]]:
         """Yield the embeddings (n, D) of each shard of a revision, in the manifest's order.
@@ -115,11 +117,12 @@ class Examples:
 
     def _open(self, digest: str, open_file: _OpenShard[T]) -> T:
         """Open a shard; its sha256 is computed only if the file has changed since it was right."""
-        path = self._repository.path("exemplars", digest)
+        key = self._repository.key("exemplars", digest)
+        path = self._repository.storage.local(key, digest)
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise Corrupt(f"{files.short_path(path)} is missing") from None
+            raise Corrupt(f"{key} is missing") from None
         state = stat.st_ino, stat.st_mtime_ns, stat.st_size
         opened = open_file(path, digest, verified=self._verified.get(digest) == state)
         self._verified[digest] = state

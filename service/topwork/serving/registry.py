@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +12,13 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from topwork.bundle.draft import FILE as DRAFT
 from topwork.bundle.draft import Current, Draft, not_ready
 from topwork.bundle.manifest import Manifest, check_may_serve
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady, Unavailable
 from topwork.serving.backbones import Backbones, LoadedBackbone
-from topwork.serving.change_detection import FileStamp, read_stamps
 from topwork.serving.encoders.encoder import Encoder
 from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.lru_cache import LruCache
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_POINTERS = (SERVING, DRAFT)
 
 POLL_SECONDS = 0.2
 """Interval of polling serving.json and draft.json; raising it delays the hot reload."""
@@ -82,7 +85,7 @@ class Registry:
         self._heads = HeadLoader()
         self._backbones = Backbones(repository, encoder, telemetry)
         self._swaps: dict[str, asyncio.Task[None]] = {}
-        self._stamps: dict[str, FileStamp] = {}
+        self._stamps: dict[str, Hashable] = {}
         self._poll_lock = asyncio.Lock()
         self._pause = POLL_SECONDS
         self._threads: ThreadPoolExecutor | None = None
@@ -199,10 +202,10 @@ class Registry:
                 self._swaps[model] = swap
                 swap.add_done_callback(partial(self._swaps.pop, model))
 
-    def _read_stamps(self, only: str | None) -> dict[str, FileStamp | None]:
+    def _read_stamps(self, only: str | None) -> dict[str, Hashable | None]:
         start = time.thread_time()
         try:
-            stamps = read_stamps(self._repository.root / "models", self._stamps, only=only)
+            stamps = self._repository.storage.stamps(_POINTERS, self._stamps, only=only)
         except FileNotFoundError:
             if self._stamps:  # the repository is unavailable; a new repository has no directory
                 raise
@@ -212,7 +215,7 @@ class Registry:
             self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
         return stamps
 
-    async def _swap(self, model: str, stamp: FileStamp) -> None:
+    async def _swap(self, model: str, stamp: Hashable) -> None:
         """Hot-reload the serving revision, or the draft. Raises NotReady at the start only."""
         starting = self._watcher is None
         try:

@@ -242,11 +242,8 @@ class SetJudge:
         """
         if stored.shards(info.digest) is not None:
             return stored
-        lost = [
-            image
-            for image in stored.images
-            if not self._repository.path("images", image.content).exists()
-        ]
+        kept = self._repository.stored_images([image.content for image in stored.images])
+        lost = [image for image in stored.images if image.content not in kept]
         if lost:
             raise NotReady(
                 f"the evaluation set {stored.name!r} cannot judge a revision of the backbone "

@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     [
         lambda it, model: it.revisions(model),
         lambda it, model: it.serving(model),
-        lambda it, model: it.serving_file(model),
+        lambda it, model: it.root / it.serving_key(model),
         lambda it, model: it.was_moved_by(model, "operations/1", 1),
         lambda it, model: it.manifest(model, 1),
         lambda it, model: it.set_serving(model, 1, why="rollback"),
@@ -209,7 +209,7 @@ def test_locked_does_not_follow_links(repository: Repository, tmp_path: Path) ->
 
 def test_write_file_replaces_a_link(repository: Repository, tmp_path: Path) -> None:
     """A link in place of serving.json is replaced; its target is unchanged."""
-    path = repository.serving_file("m")
+    path = repository.root / repository.serving_key("m")
     state = to_json(repository.serving_state("m"))
     path.unlink()
     path.symlink_to(tmp_path / "outside" / "serving.json")

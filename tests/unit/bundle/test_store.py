@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from topwork.bundle.blobs import NAMES
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
@@ -375,7 +376,7 @@ def test_sweep_deletes_old_temporary_files(repository: Repository) -> None:
     for path in left:
         path.mkdir()
         os.utime(path, times=(old, old))
-    assert set(repository.sweep()) == left
+    assert {repository.root / key for key in repository.sweep()} == left
     assert tree(repository.root) == before
     assert not any(path.exists() for path in left)
 
@@ -479,7 +480,7 @@ def test_set_serving_of_a_corrupt_revision_is_corrupt(repository: Repository) ->
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"revision": "1"}', b"\0" * 20])
 def test_invalid_serving_pointer_is_corrupt(content: bytes, repository: Repository) -> None:
     """A serving.json without a revision is Corrupt; the message names it."""
-    repository.serving_file("m").write_bytes(content)
+    (repository.root / repository.serving_key("m")).write_bytes(content)
     with pytest.raises(Corrupt, match=r"m/serving\.json"):
         repository.serving("m")
 
@@ -533,7 +534,7 @@ def test_backbone_that_is_not_stored_gets_no_name(repository: Repository) -> Non
 
 def test_names_with_an_invalid_digest_are_corrupt(repository: Repository) -> None:
     """A digest becomes part of a path, so it is validated when it is read."""
-    repository.names_file.write_text('{"names": {"mine": "../../etc"}}')
+    (repository.root / NAMES).write_text('{"names": {"mine": "../../etc"}}')
     with pytest.raises(Corrupt, match=r"names\.json cannot be used"):
         repository.added_backbones()
 
@@ -645,7 +646,7 @@ def test_pin_of_an_unknown_revision_is_not_found(repository: Repository) -> None
 BY_NAME: dict[str, Callable[[Repository, str], object]] = {
     "revisions": lambda it, name: it.revisions(name),
     "serving": lambda it, name: it.serving(name),
-    "serving_file": lambda it, name: it.serving_file(name),
+    "serving_file": lambda it, name: it.root / it.serving_key(name),
     "set_serving": lambda it, name: it.set_serving(name, 1, why="test"),
     "serving_state": lambda it, name: it.serving_state(name),
     "was_moved_by": lambda it, name: it.was_moved_by(name, "o", 1),
@@ -673,7 +674,9 @@ def test_backbones_skips_unreadable_backbones(repository: Repository) -> None:
     """A backbone with an invalid backbone.json does not hide the others."""
     other = repository.put_backbone(b"other", tiny.backbone_info(b"other"))
     first(repository)
-    (repository.path("backbones", other.digest) / "backbone.json").write_bytes(b"{}")
+    ((repository.root / repository.key("backbones", other.digest)) / "backbone.json").write_bytes(
+        b"{}"
+    )
     assert repository.backbones() == [tiny.backbone_info(BACKBONE)]
 
 
@@ -681,10 +684,10 @@ def test_backbones_skips_unreadable_backbones(repository: Repository) -> None:
 def test_storing_a_damaged_blob_again_repairs_it(damage: str, repository: Repository) -> None:
     """Storing an image, shard or backbone again replaces its damaged file."""
     manifest = first(repository)
-    backbone = repository.path("backbones", manifest.backbone)
+    backbone = repository.root / repository.key("backbones", manifest.backbone)
     damaged = [
-        repository.path("images", sha256(IMAGE)),
-        repository.path("exemplars", manifest.exemplars[0].digest),
+        (repository.root / repository.key("images", sha256(IMAGE))),
+        (repository.root / repository.key("exemplars", manifest.exemplars[0].digest)),
         backbone / "backbone.onnx",
         backbone / "backbone.json",
     ]

@@ -50,8 +50,7 @@ def with_draft(root: Path, *, seed: int = 0) -> Repository:
         recipe=tiny.LOGISTIC,
         created=datetime.now(UTC),
     )
-    with made.new_model(new, most=9):
-        pass
+    made.new_model(new, most=9)
     return made
 
 

@@ -400,7 +400,7 @@ def test_late_cancel_keeps_the_result(
     request_id, model = new_id(), f"model-{stored}-{moved}".lower()
     move = Move(revision=7, previous=6, why="add_class", operation=request_id, time=NOW)
     serving = ServingState(revision=7, moves=(move,) if moved else ())
-    write_file(Repository(root).serving_file(model), to_json(serving))
+    write_file((Repository(root).root / Repository(root).serving_key(model)), to_json(serving))
     runner.run(operations.submit(job(model=model), request_id))
     serializer = DBOSPortableJSONSerializer()
     row = request_id, RESULT, serializer.serialize({"revision": 7}), serializer.name()

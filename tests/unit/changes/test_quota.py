@@ -37,7 +37,7 @@ def size_of(repository: Repository, model: str, shards: set[str], images: set[in
     revisions = (repository.root / "models" / model).glob("[0-9]*")
     return (
         sum(map(files.size, revisions))
-        + sum(files.size(repository.path("exemplars", shard)) for shard in shards)
+        + sum(files.size(repository.root / repository.key("exemplars", shard)) for shard in shards)
         + sum(len(image(number)) for number in images)
     )
 
@@ -73,8 +73,7 @@ def test_draft_uses_the_bytes_of_its_shards(tmp_path: Path) -> None:
         exemplars=(ShardRef(label="a", digest=shard),),
         images=2,
     )
-    with made.new_model(draft, most=1):
-        pass
+    made.new_model(draft, most=1)
     quotas = Quotas(made, DEFAULT_LIMITS)
     assert quotas.of("m").used == size_of(made, "m", {shard}, {1, 2})
     manifest = publish(made, [put_shard(made, 3)])

@@ -617,7 +617,7 @@ def test_change_refuses_a_modified_backbone_json(repository: Repository, kind: C
     Otherwise an attacker who can write files could have a worker sign another preprocess spec.
     """
     manifest = serving(repository)
-    path = repository.path("backbones", manifest.backbone) / "backbone.json"
+    path = (repository.root / repository.key("backbones", manifest.backbone)) / "backbone.json"
     path.write_bytes(path.read_bytes().replace(b'"resize": 16', b'"resize": 17'))
     label = "a" if kind == "rename_class" else ""
     with pytest.raises(Corrupt, match=r"backbone\.json has sha256"):

@@ -203,7 +203,7 @@ def test_cancelled_holding_releases_the_lock(tmp_path: Path) -> None:
     async def scenario() -> None:
         uploads = Uploads(repository, LIMITS)
         images = (Upload(name="a", digest=files.sha256(b"image")),)
-        with files.locked(repository.lock):
+        with files.locked(repository.root / ".lock"):
             holding = asyncio.create_task(uploads.holding(images).__aenter__())
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(holding, 0.1)
@@ -214,7 +214,7 @@ def test_cancelled_holding_releases_the_lock(tmp_path: Path) -> None:
 
 def wait_for_lock(repository: Repository) -> None:
     """Wait until the repository's lock is free."""
-    with files.locked(repository.lock):
+    with files.locked(repository.root / ".lock"):
         pass
 
 

@@ -59,7 +59,7 @@ def counted(telemetry: Telemetry, result: str) -> float:
 
 def test_policy_is_followed_when_its_file_changes(repository: Repository, capture: Capture) -> None:
     """On, off, damaged and deleted; a policy that cannot be read is off."""
-    path = repository.serving_file("colours").with_name("review.json")
+    path = (repository.root / repository.serving_key("colours")).with_name("review.json")
     found = []
     for content in (ON, replace(ON, enabled=False), ON, None):
         if content is None:
@@ -133,7 +133,9 @@ def test_start_deletes_what_expired_while_no_server_ran(
     capture._offer(image, capture._budgets["colours"], time.time())
     servers.eventually(lambda: counted(telemetry, "kept") == 1)
     capture.close()
-    (path,) = repository.serving_file("colours").with_name("review").glob("*.npz")
+    (path,) = (
+        (repository.root / repository.serving_key("colours")).with_name("review").glob("*.npz")
+    )
     os.utime(path, (time.time() - ON.keep_seconds - 1,) * 2)
     repository.set_review_policy("colours", replace(ON, enabled=False))
     later = Capture(repository, RecentAnswers(), LIMITS, telemetry, cores=2)

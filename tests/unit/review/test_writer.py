@@ -117,9 +117,10 @@ def test_discarded_image_is_not_kept_again_and_leaves_nothing(
     with candidates.writing():
         assert candidates.retire(digest)
         assert not candidates.retire(digest)
-    assert [(path.name, path.stat().st_size) for path in candidates.directory.iterdir()] == [
-        (f"{digest}.gone", 0)
-    ]
+    assert [
+        (path.name, path.stat().st_size)
+        for path in (repository.root / candidates.directory).iterdir()
+    ] == [(f"{digest}.gone", 0)]
     assert writer.write(image(VIOLETS[0]), "unknown", budget()) == "duplicate"
     day = budget(images_per_day=1)
     assert writer.write(image(VIOLETS[1]), "unknown", day) == "budget"
@@ -220,7 +221,7 @@ def aged(repository: Repository, writer: Writer) -> Repository:
     """Return a repository with a new candidate, and one of two days ago."""
     repository.set_review_policy("colours", ReviewPolicy(keep_seconds=86400))
     writer.write(image(VIOLETS[0]), "unknown", budget())
-    old = store(repository).directory / f"{only(repository)}.npz"
+    old = repository.root / store(repository).directory / f"{only(repository)}.npz"
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     writer.write(image(VIOLETS[1]), "unknown", budget())
     return repository
@@ -238,15 +239,15 @@ def test_gc_deletes_expired_candidates(aged: Repository) -> None:
 
 def test_gc_erases_a_candidate(aged: Repository) -> None:
     """Its digest is that of the example, so that one command erases both."""
-    erased = list_directory(store(aged).directory).candidates
+    erased = list_directory(aged.storage, store(aged).directory).candidates
     collect(aged, erase=[*erased])
-    assert [*store(aged).directory.iterdir()] == []
+    assert [*(aged.root / store(aged).directory).iterdir()] == []
 
 
 def test_fsck_finds_damaged_candidates_and_policies(aged: Repository) -> None:
     """A changed image and an invalid policy are errors; lists leave the candidate out."""
     assert [each for each in check(aged) if each.severity == "error"] == []
-    path = next(store(aged).directory.glob("*.npz"))
+    path = next((aged.root / store(aged).directory).glob("*.npz"))
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 8] ^= 1
     path.write_bytes(content)

@@ -192,7 +192,7 @@ def test_changed_shard_is_corrupt_even_if_it_was_read(tmp_path: Path) -> None:
         examples = Examples(repository)
         index = await examples.index(manifest)
         await examples.details(manifest, index, range(len(index)))
-        path = repository.path("exemplars", manifest.exemplars[0].digest)
+        path = repository.root / repository.key("exemplars", manifest.exemplars[0].digest)
         content = bytearray(path.read_bytes())
         content[-100] ^= 1
         path.unlink()

@@ -510,9 +510,11 @@ def test_backbone_that_is_off_serves_without_a_usable_twin(
         exemplars = tiny.embed_pictures({label: pictures(label, 5) for label in ALL[:2]})
         manifest = tiny.publish(saturating, "colours", exemplars, backbone=model, info=info)
     elif damage == "missing":
-        shutil.rmtree(saturating.path("backbones", twin))
+        shutil.rmtree(saturating.root / saturating.key("backbones", twin))
     else:
-        (saturating.path("backbones", twin) / "backbone.onnx").write_bytes(b"changed")
+        ((saturating.root / saturating.key("backbones", twin)) / "backbone.onnx").write_bytes(
+            b"changed"
+        )
 
     async def scenario() -> None:
         encoder = ListeningEncoder()
@@ -900,8 +902,7 @@ def test_draft_is_known_until_it_serves(colours: Repository) -> None:
 
     async def run() -> None:
         async with started(colours) as registry:
-            with colours.new_model(draft, most=9):
-                pass
+            colours.new_model(draft, most=9)
             await registry.refresh("new")
             assert (registry.models(), registry.drafts()) == (["colours"], ["new"])
             assert registry.current("new") == draft

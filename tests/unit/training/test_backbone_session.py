@@ -53,7 +53,7 @@ def test_backbone_that_is_off_is_opened_without_its_twin(
     """Without a usable twin the backbone itself is used; the facts have the reason."""
     repository, info = saturating
     assert info.twin is not None
-    path = repository.path("backbones", info.twin) / "backbone.onnx"
+    path = (repository.root / repository.key("backbones", info.twin)) / "backbone.onnx"
     path.unlink()
     if damage == "changed":
         path.write_bytes(b"changed")
@@ -70,6 +70,8 @@ def test_damaged_backbone_is_corrupt_whatever_its_twin(
 ) -> None:
     """The twin replaces a backbone that is off, not one that is damaged."""
     repository, info = saturating
-    (repository.path("backbones", info.digest) / "backbone.onnx").write_bytes(b"changed")
+    ((repository.root / repository.key("backbones", info.digest)) / "backbone.onnx").write_bytes(
+        b"changed"
+    )
     with pytest.raises(Corrupt, match="changed"):
         open_backbone_session(repository, info)

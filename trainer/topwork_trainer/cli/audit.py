@@ -13,6 +13,8 @@ from rich.markup import escape
 
 from topwork import tables
 from topwork.bundle.findings import Finding
+from topwork.bundle.location import Location
+from topwork.repository_option import repository_option
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit
@@ -33,11 +35,10 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 @click.command()
 @data_argument
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Repository that stores the exported backbone, or has the text encoder. Default: a "
+@repository_option(
+    "Repository that stores the exported backbone, or has the text encoder. Default: a "
     "temporary folder.",
+    exists=False,
 )
 @kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
@@ -57,7 +58,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 )
 def audit(
     data: Path,
-    repository: Path | None,
+    repository: Location | None,
     kind: str,
     classes: str | None,
     backbone: str,

@@ -12,15 +12,17 @@ import click
 from click.core import ParameterSource
 
 from topwork import tables
+from topwork.bundle.location import Location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.names import check_model
-from topwork.bundle.store import Repository
+from topwork.bundle.opening import open_repository
 from topwork.command_group import example
 from topwork.errors import InvalidInput
 from topwork.inputs.audio import MOST_SECONDS, AudioSpec
 from topwork.inputs.preprocess import Interpolation
 from topwork.inputs.sound_file import LEAST_RATE, MOST_RATE
 from topwork.inputs.text import MOST_TOKENS, TextSpec
+from topwork.repository_option import database_option, repository_option
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.imported import ImportedBackbone
@@ -58,12 +60,8 @@ def backbone() -> None:
 
 @backbone.command(epilog=example("topwork-train backbone add mine --onnx m.onnx --repository r"))
 @click.argument("name")
-@click.option(
-    "--repository",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Repository that stores the backbone under NAME.",
-)
+@repository_option("Repository that stores the backbone under NAME.", exists=False, required=True)
+@database_option
 @click.option(
     "--onnx",
     "file",
@@ -168,7 +166,8 @@ def backbone() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def add(
     name: str,
-    repository: Path,
+    repository: Location,
+    database: str,
     weights: Path | None,
     replaces: bool,
     cache: Path | None,
@@ -181,7 +180,7 @@ def add(
     it is a new name for the graph in a file, which is checked and completed without torch. In all
     cases `fit --backbone NAME` with the same repository uses it.
     """
-    target = Repository(repository)
+    target = open_repository(repository, database=database, writes=True)
     notes: tuple[str, ...] = ()
     _check_options(options)
     if options["file"] is None and options["encoder"] is None:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from topwork import tables
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.errors import TopworkError
+from topwork.repository_option import repository_option
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cli import progress
@@ -26,15 +29,11 @@ if TYPE_CHECKING:
 @click.command("backbones")
 @click.argument("pattern", default="*")
 @click.option("--all", "everything", is_flag=True, help="Also list backbones to download.")
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Repository whose added backbones are listed, too.",
-)
+@repository_option("Repository whose added backbones are listed, too.", exists=False)
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def list_backbones(
-    pattern: str, everything: bool, repository: Path | None, cache: Path | None, as_json: bool
+    pattern: str, everything: bool, repository: Location | None, cache: Path | None, as_json: bool
 ) -> None:
     """List the backbones on this machine, for --backbone, with size, speed and licence.
 
@@ -58,7 +57,7 @@ def list_backbones(
     failed = {}
     with tempfile.TemporaryDirectory() as temporary, progress.bar("measure", len(here)) as advance:
         store = Repository(Path(temporary))
-        rows = catalogue.added(Repository(repository)) if repository else []
+        rows = catalogue.added(open_repository(repository)) if repository else []
         rows = [row for row in rows if fnmatchcase(row.name, pattern)]
         for name in here:
             try:

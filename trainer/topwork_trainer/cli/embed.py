@@ -12,6 +12,7 @@ from topwork import tables
 from topwork.errors import InvalidInput
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name
+from topwork.repository_option import repository_option
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, split_names
@@ -38,11 +39,7 @@ from topwork_trainer.embedding.plan import PART_PHOTOS
     "--backbone",
     help=f"Backbone that embeds, instead of a model's, as for fit.  [default: {backbones.DEFAULT}]",
 )
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Repository of the model, or in which the backbone was added.",
-)
+@repository_option("Repository of the model, or in which the backbone was added.", exists=True)
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(
     "--preview-pixels",

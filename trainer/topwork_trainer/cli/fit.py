@@ -20,6 +20,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
+from topwork.repository_option import database_option, repository_option
 from topwork.terminal import Console, LocalPath
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
@@ -61,12 +62,8 @@ class _OrAuto(click.ParamType[Any]):
     "not read again.",
 )
 @click.option("--model", required=True, help="Name of the model; allowed: a-z 0-9 . _ -")
-@click.option(
-    "--repository",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Repository in which the revision is published.",
-)
+@repository_option("Repository in which the revision is published.", exists=False, required=True)
+@database_option
 @kind_option("image", "text", "audio", "embedding")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
 @click.option(

@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from topwork import tables
+from topwork.bundle.location import Location
+from topwork.bundle.opening import open_repository
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.store import Repository
 from topwork.report.content import RankedBackbone
+from topwork.repository_option import repository_option
 from topwork.runtime.cores import available_cores
 from topwork.terminal import Console
 from topwork_trainer import backbones
@@ -67,11 +69,10 @@ from topwork_trainer.ranking.rank import SAMPLE, explain, notation
 )
 @kind_option("image", "text", "audio")
 @click.option("--classes", help="Classes to use, separated by commas. Default: all.")
-@click.option(
-    "--repository",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Repository that stores the exported backbones, and has text encoders. Default: a "
+@repository_option(
+    "Repository that stores the exported backbones, and has text encoders. Default: a "
     "temporary folder.",
+    exists=False,
 )
 @cache_option
 @click.option(
@@ -89,7 +90,7 @@ def rank(
     size: int,
     kind: str,
     classes: str | None,
-    repository: Path | None,
+    repository: Location | None,
     cache: Path | None,
     seed: int,
     as_json: bool,
@@ -104,10 +105,11 @@ def rank(
     photos = scan(data, classes=split_names(classes), kind=kind)
     with ExitStack() as stack:
         root = repository or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        names = split_names(wanted) or module.candidates(Repository(root), photos.kind)
+        opened = open_repository(root)
+        names = split_names(wanted) or module.candidates(opened, photos.kind)
         choices = _choices(names, image_size, views)
         attempts = Attempts(
-            repository=Repository(root),
+            repository=opened,
             sources=photos.train,
             recipe=Recipe(),
             seed=seed,

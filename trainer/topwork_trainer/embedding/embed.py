@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from topwork.bundle.location import Location
 from topwork.bundle.manifest import BackboneInfo
+from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
@@ -68,7 +70,7 @@ class EmbedConfig:
     model: str | None = None
     """Model of ``repository`` whose backbone embeds; None: ``backbone``."""
     backbone: str = backbones.DEFAULT
-    repository: Path | None = None
+    repository: Location | None = None
     """Repository of the model, or in which a backbone was added under its name."""
     classes: Sequence[str] | None = None
     preview_pixels: int = SIDE
@@ -124,7 +126,7 @@ class OnBegin(Protocol):
 
 def _prepare(config: EmbedConfig, target: Repository) -> BackboneInfo:
     """Store the backbone in ``target``. Raises InvalidInput if it does not take images."""
-    source = target if config.repository is None else Repository(config.repository)
+    source = target if config.repository is None else open_repository(config.repository)
     if config.model is not None:
         if config.repository is None:
             raise InvalidInput("--model needs --repository", field="repository")

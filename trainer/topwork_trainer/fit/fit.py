@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from topwork.bundle.files import sha256
 from topwork.bundle.findings import Finding
+from topwork.bundle.location import Location, cache_directory
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
+from topwork.bundle.opening import open_repository
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.store import Repository
+from topwork.bundle.store import Repository, report_key
 from topwork.errors import InvalidInput
 from topwork.inputs.folders import LeftOut
 from topwork.inputs.thumbnail import SIDE
@@ -59,7 +62,9 @@ class FitConfig:
 
     data: Path
     model: str
-    repository: Path
+    repository: Location
+    database: str = ""
+    """URL of the database whose locks writers of a bucket hold; empty: none."""
     kind: str = ""
     """Kind of the data, such as ``text``; empty: found by the files."""
     embedded: bool = False
@@ -111,7 +116,7 @@ class FitResult:
     held_out: Sequence[SplitResult]
     """Accuracy on each held-out split."""
     left_out: Sequence[LeftOut]
-    report: Path
+    report: str
     seconds: dict[str, float]
     """Duration of each stage, and ``total``."""
 
@@ -127,7 +132,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
     check_model(config.model)
     config, photos, known = load_data(config)
     signing = SigningFiles(signing_key=config.signing_key).read(publishes=True)
-    repository = Repository(config.repository, signing)
+    repository = open_repository(config.repository, signing, database=config.database, writes=True)
     repository.check_not_deleted(config.model)
     watch = Stopwatch(on_progress)
     directory = config.cache if known is None else None  # there is nothing to compute
@@ -165,7 +170,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             attempts, attempt = attempts.without_suspects(attempt)
             dropped = several(len(attempts.dropped), NOUNS[photos.kind])
             notes.append(f"Left out: {dropped} whose label is suspected")
-        checkpoints = config.repository / "checkpoints" / config.model
+        checkpoints = _checkpoints(config)
         if choice is not None and config.finetuning.unfreeze != "none":
             attempt = _finetune(config, attempts, attempt, choice, checkpoints, notes)
         gate = None
@@ -213,9 +218,17 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         notes=notes,
         held_out=held_out,
         left_out=photos.left_out,
-        report=repository.report_file(manifest),
+        report=repository.storage.at(report_key(manifest)),
         seconds=watch.seconds(),
     )
+
+
+def _checkpoints(config: FitConfig) -> Path:
+    """Return the directory of the checkpoints of a fine-tuning, on this host for a bucket."""
+    if isinstance(config.repository, Path):
+        return config.repository / "checkpoints" / config.model
+    name = sha256(config.repository.encode())[:16]
+    return cache_directory().with_name("checkpoints") / name / config.model
 
 
 def _check_tunable(repository: Repository, choice: BackboneChoice) -> None:

@@ -6,29 +6,31 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from topwork.bundle import candidates, draft, files, review_policy
-from topwork.bundle.blobs import KINDS, BlobKind
+from topwork.bundle.blobs import KINDS, NAMES, BlobKind
 from topwork.bundle.draft import Current, Draft
+from topwork.bundle.evaluation_sets import DIRECTORY as SETS
 from topwork.bundle.evaluation_sets import FILE as SET
 from topwork.bundle.evaluation_sets import (
     EvaluationSet,
     read_result,
     read_set,
-    result_files,
-    set_directories,
+    result_sizes,
+    set_names,
 )
 from topwork.bundle.exemplars import data_digest
 from topwork.bundle.manifest import Manifest, check_may_serve
-from topwork.bundle.model_directories import DELETED, read_policy
+from topwork.bundle.model_directories import MODELS, read_policy
 from topwork.bundle.names import is_model
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.store import Repository, read_manifest, revision_directories
+from topwork.bundle.storage.storage import HIDDEN, Entry
+from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, NotFound, NotReady
 
 OnProgress = Callable[[int, int], None]
@@ -84,12 +86,9 @@ class _Run:
         self._added: set[str] = set()  # backbones that have a name
         self._shards: dict[str, _ShardSummary] = {}
         # List revisions before blobs: all blobs of a listed revision are stored already.
-        models = [
-            path
-            for path in sorted((repository.root / "models").glob("*"))
-            if path.is_dir() and not path.name.startswith(files.TEMPORARY)
-        ]
-        revisions = {model: revision_directories(model) for model in models}
+        self._storage = storage = repository.storage
+        models = [f"{MODELS}/{name}" for name in storage.directories(MODELS)]
+        revisions = {model: revision_numbers(storage, model) for model in models}
         self._stored = {kind: repository.stored(kind) for kind in KINDS}
         total = sum(map(len, [*revisions.values(), *self._stored.values()]))
         done = 0
@@ -99,16 +98,17 @@ class _Run:
             "images": self._check_image,
         }
         for kind in KINDS:
-            for digest, path in sorted(self._stored[kind].items()):
-                with self._problem_at(path, of=path):
-                    checks[kind](digest, path)
+            for digest in sorted(self._stored[kind]):
+                key = repository.key(kind, digest)
+                with self._problem_at(key, of=key):
+                    checks[kind](digest, key)
                 on_progress(done := done + 1, total)
         self._check_names()
         all_manifests: list[Current | None] = []
-        for model, directories in revisions.items():
+        for model, numbers in revisions.items():
             manifests = {}
-            for directory in directories:
-                manifests[int(directory.name)] = self._check_revision(directory)
+            for number in numbers:
+                manifests[number] = self._check_revision(model, number)
                 on_progress(done := done + 1, total)
             self._check_serving(model, manifests)
             self._check_review(model)
@@ -116,15 +116,17 @@ class _Run:
             if self._is_draft(model):
                 all_manifests.append(self._check_draft(model))
         sets = [
-            self._check_set(directory) for path in models for directory in set_directories(path)
+            self._check_set(f"{model}/{SETS}/{name}")
+            for model in models
+            for name in set_names(storage, f"{model}/{SETS}")
         ]
         self._note_orphans(all_manifests, sets)
         self._note_unexpected()
 
-    def _check_backbone(self, digest: str, path: Path) -> None:
-        with self._problem_at(self._repository.backbone_file(digest), of=path):
+    def _check_backbone(self, digest: str, key: str) -> None:
+        with self._problem_at(self._repository.backbone_key(digest), of=key):
             self._repository.backbone_model(digest)
-        with self._problem_at(path / "backbone.json", of=path):
+        with self._problem_at(f"{key}/backbone.json", of=key):
             info = self._repository.backbone_info(digest)
             if info.digest != digest:
                 raise Corrupt(f"it describes the backbone {info.digest}")
@@ -133,7 +135,7 @@ class _Run:
                 self._twins[digest] = info.twin
                 if info.twin not in self._stored["backbones"]:
                     text = f"its fp32 twin {info.twin} is not stored, and cannot replace it"
-                    self._add("note", path / "backbone.json", text)
+                    self._add("note", f"{key}/backbone.json", text)
             if info.expected is not None:
                 try:
                     info.expected.rows(info.width)
@@ -141,53 +143,53 @@ class _Run:
                     raise Corrupt(f"its expected embeddings cannot be used: {error}") from error
 
     def _check_names(self) -> None:
-        path = self._repository.names_file
-        with self._problem_at(path, of=path):
+        with self._problem_at(NAMES, of=NAMES):
             for name, digest in self._repository.added_backbones().items():
                 self._added.add(digest)
                 if digest not in self._stored["backbones"]:
                     text = f"the backbone {name!r} has the digest {digest}, which is not stored"
-                    self._add("error", path, text)
+                    self._add("error", NAMES, text)
 
-    def _check_shard(self, digest: str, path: Path) -> None:
+    def _check_shard(self, digest: str, key: str) -> None:
         shard = self._repository.shard(digest)
         bad = np.flatnonzero(~np.isfinite(shard.embeddings).all(axis=1))
         if len(bad):
-            self._add("error", path, f"{len(bad)} embeddings are not finite, first row {bad[0]}")
+            self._add("error", key, f"{len(bad)} embeddings are not finite, first row {bad[0]}")
         self._shards[digest] = _ShardSummary(
             digests=frozenset(row.tobytes() for row in shard.digests),
             contents=frozenset(row.tobytes().hex() for row in shard.contents),
             width=shard.embeddings.shape[1],
         )
 
-    def _check_image(self, digest: str, path: Path) -> None:
-        with files.open_file(path) as file:
+    def _check_image(self, digest: str, key: str) -> None:
+        with self._storage.open(key) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             raise Corrupt(f"its sha256 is {found}: it was changed")
 
-    def _check_revision(self, directory: Path) -> Manifest | None:
-        """Check a revision and return its manifest; None if it is unreadable."""
-        model = directory.parent.name
-        path = directory / "manifest.json"
+    def _check_revision(self, model: str, number: int) -> Manifest | None:
+        """Check a revision in the directory of a model and return it; None if it is unreadable."""
+        directory = f"{model}/{number}"
+        key = f"{directory}/{MANIFEST}"
         manifest = None
-        with self._problem_at(path, of=directory):
-            if not is_model(model):
-                return read_manifest(path)
-            manifest = self._repository.manifest(model, int(directory.name))
+        with self._problem_at(key, of=directory):
+            name = model.removeprefix(f"{MODELS}/")
+            if not is_model(name):
+                return read_manifest(self._storage, key)
+            manifest = self._repository.manifest(name, number)
         if manifest is None:
             return None
-        with self._problem_at(directory / signatures.FILE, of=directory):
-            self._signing.check(directory, files.read(path))
+        with self._problem_at(f"{directory}/{signatures.FILE}", of=directory):
+            self._signing.check(self._storage, directory, self._storage.read(key))
         for name, read in (
             ("head.onnx", self._repository.head),
             ("metrics.json", self._repository.metrics),
             ("report.html", self._repository.report),
             ("examples.npz", self._check_examples),
         ):
-            with self._problem_at(directory / name, of=directory):
+            with self._problem_at(f"{directory}/{name}", of=directory):
                 read(manifest)
-        with self._problem_at(path, of=directory):
+        with self._problem_at(key, of=directory):
             self._check_references(manifest)
         return manifest
 
@@ -200,36 +202,37 @@ class _Run:
             if data_digest(pairs) != manifest.data_digest:
                 raise Corrupt("its examples do not match the data_digest of the manifest")
 
-    def _check_review(self, model: Path) -> None:
+    def _check_review(self, model: str) -> None:
         """Check the review policy and the candidates of a model."""
-        with self._problem_at(model / review_policy.FILE, of=model):
-            read_policy(model)
-        directory = model / candidates.DIRECTORY
-        for digest in sorted(candidates.list_directory(directory).candidates):
-            path = directory / f"{digest}.npz"
-            with self._problem_at(path, of=path):
-                found, image = candidates.read_with_image(path)
+        with self._problem_at(f"{model}/{review_policy.FILE}", of=model):
+            read_policy(self._storage, model)
+        directory = f"{model}/{candidates.DIRECTORY}"
+        for digest in sorted(candidates.list_directory(self._storage, directory).candidates):
+            key = f"{directory}/{digest}.npz"
+            with self._problem_at(key, of=key):
+                found, image = candidates.read_with_image(self._storage, key)
                 if files.sha256(image) != found.record.content:
                     raise Corrupt("its image was changed")
 
-    def _is_draft(self, model: Path) -> bool:
-        return (model / draft.FILE).exists() and not (model / "serving.json").exists()
+    def _is_draft(self, model: str) -> bool:
+        exists = self._storage.exists
+        return exists(f"{model}/{draft.FILE}") and not exists(f"{model}/{SERVING}")
 
-    def _check_draft(self, model: Path) -> Draft | None:
+    def _check_draft(self, model: str) -> Draft | None:
         """Check the draft of a model without serving revision and return it; None if unreadable."""
-        path = model / draft.FILE
+        key = f"{model}/{draft.FILE}"
         found = None
-        with self._problem_at(path, of=path):
-            found = draft.from_bytes(files.read(path), self._signing, name=files.short_path(path))
+        with self._problem_at(key, of=key):
+            found = draft.from_bytes(self._storage.read(key), self._signing, name=key)
             self._check_stored(found)
             self._check_widths(found)
         return found
 
-    def _check_set(self, directory: Path) -> EvaluationSet | None:
+    def _check_set(self, directory: str) -> EvaluationSet | None:
         """Check an evaluation set and its results; return it, or None if it is unreadable."""
         found = None
-        with self._problem_at(directory / SET, of=directory):
-            found = read_set(directory)
+        with self._problem_at(f"{directory}/{SET}", of=directory):
+            found, _ = read_set(self._storage, directory)
             for embedded in found.embedded:
                 for ref in embedded.shards:
                     if ref.digest not in self._stored["exemplars"]:
@@ -245,10 +248,11 @@ class _Run:
             if lost:
                 images = "1 image of it is" if len(lost) == 1 else f"{len(lost)} images of it are"
                 text = f"{images} not stored: it cannot judge a revision of another backbone"
-                self._add("note", directory / SET, text)
-        for path in result_files(directory).values():
-            with self._problem_at(path, of=path):
-                read_result(path)
+                self._add("note", f"{directory}/{SET}", text)
+        for revision in result_sizes(self._storage, directory):
+            key = f"{directory}/{revision}.json"
+            with self._problem_at(key, of=key):
+                read_result(self._storage, key)
         return found
 
     def _check_stored(self, current: Current) -> None:
@@ -289,22 +293,23 @@ class _Run:
         if data_digest(sorted(pairs)) != manifest.data_digest:
             raise Corrupt("its shards do not match its data_digest")
 
-    def _check_serving(self, directory: Path, manifests: dict[int, Manifest | None]) -> None:
+    def _check_serving(self, directory: str, manifests: dict[int, Manifest | None]) -> None:
         """Check the serving and the pinned revisions of a model."""
-        model = directory.name
-        if model.startswith(DELETED):
-            text = f"the model was deleted: {_total([directory], 'directory')}"
+        model = directory.removeprefix(f"{MODELS}/")
+        if model.startswith(HIDDEN):
+            entry = self._storage.entry(directory)
+            text = f"the model was deleted: {_total([entry] if entry else [], 'directory')}"
             self._add("note", directory, f"{text}; topwork gc deletes it when it is old")
             return
         if not is_model(model):
             self._add("note", directory, "the name is not a valid model name, so it cannot serve")
             return
-        path = self._repository.serving_file(model)
-        if not path.exists():
+        key = f"{directory}/{SERVING}"
+        if not self._storage.exists(key):
             if manifests and not self._is_draft(directory):
                 self._add("note", directory, "no revision serves")
             return
-        with self._problem_at(path, of=directory):
+        with self._problem_at(key, of=directory):
             state = self._repository.serving_state(model)
             published = self._repository.revisions(model)
             for status, revision in (
@@ -312,7 +317,7 @@ class _Run:
                 *(("pinned", revision) for revision in state.pinned),
             ):
                 if revision not in published:
-                    self._add("error", path, f"the {status} revision {revision} does not exist")
+                    self._add("error", key, f"the {status} revision {revision} does not exist")
             serving = manifests.get(state.revision)
             if serving is not None:
                 check_may_serve(serving)
@@ -340,43 +345,43 @@ class _Run:
             | {image.content for each in stored_sets for image in each.images},
         }
         for kind, stored in self._stored.items():
-            paths = [path for digest, path in stored.items() if digest not in referred[kind]]
-            if paths:
-                text = f"{_total(paths, _NAMES[kind])} are orphaned: topwork gc deletes them"
-                self._add("note", self._repository.root / kind, f"{text} when they are old")
+            orphans = [entry for digest, entry in stored.items() if digest not in referred[kind]]
+            if orphans:
+                text = f"{_total(orphans, _NAMES[kind])} are orphaned: topwork gc deletes them"
+                self._add("note", kind, f"{text} when they are old")
 
     def _note_unexpected(self) -> None:
         """Add notes about unexpected files and leftovers of crashes."""
         for kind in KINDS:
-            directory = self._repository.root / kind
-            expected = {*self._repository.stored(kind).values(), self._repository.names_file}
-            unexpected = [
-                path
-                for path in sorted(directory.glob("*"))
-                if path not in expected and not path.name.startswith(files.TEMPORARY)
-            ]
+            expected = {
+                self._repository.key(kind, digest) for digest in self._repository.stored(kind)
+            }
+            found = {f"{kind}/{name}": each for name, each in self._storage.refreshed(kind).items()}
+            unexpected = {
+                key: entry for key, entry in sorted(found.items()) if key not in {*expected, NAMES}
+            }
             if unexpected:
-                names = ", ".join(path.name for path in unexpected[:3])
-                text = f"unexpected: {_total(unexpected, 'files')}, such as {names}"
-                self._add("note", directory, text)
-        abandoned = self._repository.abandoned()
+                names = ", ".join(key.removeprefix(f"{kind}/") for key in [*unexpected][:3])
+                text = f"unexpected: {_total([*unexpected.values()], 'files')}, such as {names}"
+                self._add("note", kind, text)
+        abandoned = [self._storage.entry(key) for key in self._storage.abandoned()]
         if abandoned:
-            text = f"crashes left {_total(abandoned, 'temporary files')}: topwork gc deletes them"
-            self._add("note", self._repository.root, text)
+            left = [entry for entry in abandoned if entry is not None]
+            text = f"crashes left {_total(left, 'temporary files')}: topwork gc deletes them"
+            self._add("note", "", text)
 
     @contextmanager
-    def _problem_at(self, path: Path, *, of: Path) -> Iterator[None]:
+    def _problem_at(self, key: str, *, of: str) -> Iterator[None]:
         """Report an error of the block as a problem, unless ``of`` was deleted meanwhile."""
         try:
             yield
         except (Corrupt, NotFound, NotReady, OSError) as error:
-            if of.exists():
-                self._add("error", path, str(error))
+            if self._storage.exists(of):
+                self._add("error", key, str(error))
 
-    def _add(self, severity: Literal["error", "note"], path: Path, text: str) -> None:
-        relative = str(path.relative_to(self._repository.root))
-        self.problems.append(Problem(severity=severity, path=relative, text=text))
+    def _add(self, severity: Literal["error", "note"], key: str, text: str) -> None:
+        self.problems.append(Problem(severity=severity, path=key or ".", text=text))
 
 
-def _total(paths: list[Path], noun: str) -> str:
-    return f"{len(paths)} {noun} ({sum(map(files.size, paths))} bytes)"
+def _total(entries: list[Entry], noun: str) -> str:
+    return f"{len(entries)} {noun} ({sum(entry.size for entry in entries)} bytes)"

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
-from topwork.bundle import candidates, draft, files
+from topwork.bundle import candidates, draft
 from topwork.bundle.blobs import KINDS, BlobKind
 from topwork.bundle.candidates import delete_expired
 from topwork.bundle.draft import Current, Draft
-from topwork.bundle.evaluation_sets import (
-    EvaluationSet,
-    read_set,
-    result_files,
-    set_directories,
-)
+from topwork.bundle.evaluation_sets import DIRECTORY as SETS
+from topwork.bundle.evaluation_sets import EvaluationSet, read_set, result_sizes, set_names
 from topwork.bundle.examples import rows_with
 from topwork.bundle.manifest import Manifest
-from topwork.bundle.model_directories import read_policy
+from topwork.bundle.model_directories import MODELS, read_policy
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED
-from topwork.bundle.store import Repository, read_manifest, revision_directories
+from topwork.bundle.storage.storage import ABANDONED_AFTER, Entry, Storage
+from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
 RemovedKind = Literal[
@@ -59,7 +55,7 @@ class Removed:
 
     kind: RemovedKind
     path: str
-    """Relative to the repository's root."""
+    """Its key, relative to the repository's root."""
     size: int
     """In bytes."""
 
@@ -104,16 +100,17 @@ def collect(
     """
     if keep < 1:
         raise InvalidInput(f"keep is {keep}; the minimum is 1", field="keep")
-    if not repository.root.is_dir():
+    if not repository.storage.exists(""):
         return Collected(removed=(), refused=())
-    run = _Run(repository=repository, before=time.time() - spare_seconds, dry_run=dry_run)
+    now = repository.storage.now()
+    run = _Run(repository=repository, before=now - spare_seconds, dry_run=dry_run)
     # The order matters: blobs that a writer refers to later are refreshed after the first listing;
     # an operation that finishes before the second has published a revision that the third finds.
     run.find_erased(erase)
     old = {kind: run.old_blobs(kind) for kind in KINDS}
     # Temporary names first: their deletion needs no lock file, which a full disk cannot create.
-    run.remove_abandoned(min(spare_seconds, files.ABANDONED_AFTER))
-    run.remove_deleted(time.time() - deleted_seconds)
+    run.remove_abandoned(min(spare_seconds, ABANDONED_AFTER))
+    run.remove_deleted(now - deleted_seconds)
     run.remove_candidates(erase)
     for name in repository.model_names():
         with contextlib.suppress(NotFound):  # deleted meanwhile
@@ -127,12 +124,12 @@ def collect(
     if manifests is not None and drafts is not None and sets is not None:
         retained = run.retained_blobs([*drafts, *manifests], sets, old["exemplars"], images)
         for kind in KINDS:
-            for digest, changed in old[kind].items():
+            for digest, entry in old[kind].items():
                 if digest not in retained[kind]:
-                    run.remove_blob(kind, digest, changed)
+                    run.remove_blob(kind, digest, entry)
                 elif digest in run.erased[kind] and not run.refused:
-                    path = files.short_path(repository.path(kind, digest))
-                    run.refused.append(f"{path} has an example to erase, and is still needed")
+                    key = repository.key(kind, digest)
+                    run.refused.append(f"{key} has an example to erase, and is still needed")
     return Collected(removed=tuple(run.removed), refused=tuple(run.refused))
 
 
@@ -146,10 +143,15 @@ class _Run:
     dry_run: bool
     removed: list[Removed] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    removed_directories: set[Path] = field(default_factory=set)
-    """Directories of models and revisions that were deleted, or would be in a dry run."""
+    removed_directories: set[str] = field(default_factory=set)
+    """Keys of models and revisions that were deleted, or would be in a dry run."""
     erased: dict[BlobKind, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Digests of the blobs that have an example to erase."""
+
+    @property
+    def storage(self) -> Storage:
+        """The storage of the repository."""
+        return self.repository.storage
 
     def find_erased(self, examples: Collection[str]) -> None:
         """Find the shards and images of examples, given by image digests in hexadecimal."""
@@ -166,21 +168,19 @@ class _Run:
                 self.erased["exemplars"].add(digest)
                 self.erased["images"] |= {row.tobytes().hex() for row in shard.contents[rows]}
 
-    def old_blobs(self, kind: BlobKind) -> dict[str, int]:
-        """Return the modification times in nanoseconds of all old blobs of a kind, by digest."""
-        times = {}
-        for digest, path in sorted(self.repository.stored(kind).items()):
-            changed = _modified_ns(path)
-            if changed is not None and (changed / 1e9 < self.before or digest in self.erased[kind]):
-                times[digest] = changed
-        return times
+    def old_blobs(self, kind: BlobKind) -> dict[str, Entry]:
+        """Return facts about all old blobs of a kind, by digest."""
+        return {
+            digest: entry
+            for digest, entry in sorted(self.repository.stored(kind).items())
+            if entry.time < self.before or digest in self.erased[kind]
+        }
 
     def read_pending(self, query: Callable[[], Collection[str]]) -> frozenset[str] | None:
         """Return the digests of the images that unfinished operations need; None if unknown."""
-        lock = self.repository.lock
         try:
             query()  # first without the lock, which blocks uploads: the database may time out
-            with contextlib.nullcontext() if self.dry_run else files.locked(lock):
+            with contextlib.nullcontext() if self.dry_run else self.storage.locked(""):
                 return frozenset(query())
         except (Corrupt, Unavailable) as error:
             self.refused.append(f"{error}: no shard and no image was deleted")
@@ -188,7 +188,7 @@ class _Run:
 
     def remove_revisions(self, model: str, keep: int) -> None:
         """Delete all revisions of a model that are old and not retained."""
-        aside = []
+        directory = self.repository.model_key(model, "")
         with contextlib.nullcontext() if self.dry_run else self.repository.locked(model):
             try:
                 retained = _retained_revisions(self.repository, model, keep)
@@ -196,63 +196,56 @@ class _Run:
             except Corrupt as error:
                 self.refused.append(f"{error}: no revision of {model!r} was deleted")
                 return
-            for path in revision_directories(self.repository.root / "models" / model):
-                changed, number = _modified_ns(path), int(path.name)
-                if changed is None:
+            for number in self.repository.revisions(model):
+                key = f"{directory}{number}"
+                entry = self.storage.entry(key)
+                if entry is None:
                     continue
-                if self.has_erased(path):
+                if self.has_erased(key):
                     if number in always:
                         name = f"models/{model}/revisions/{number}"
                         self.refused.append(f"{name} has an example to erase: {MUST_STAY}")
                         continue
-                elif number in retained or changed / 1e9 >= self.before:
+                elif number in retained or entry.time >= self.before:
                     continue
-                self.record("revision", path, files.size(path))
-                self.removed_directories.add(path)
-                if not self.dry_run:
-                    aside.append(files.move_aside(path))
-        if aside:  # otherwise a crash could restore a revision after its blobs are deleted
-            files.sync_directory(self.repository.root / "models" / model)
-        for path in aside:
-            files.delete(path)
+                self.removed_directories.add(key)
+                if self.dry_run or self.storage.delete(key):
+                    self.record("revision", key, entry.size)
 
-    def has_erased(self, revision: Path) -> bool:
+    def has_erased(self, revision: str) -> bool:
         """Return True if a revision has an example to erase; False if it cannot be read."""
         if not self.erased["exemplars"]:
             return False
         with contextlib.suppress(Corrupt):  # read_manifests refuses it
-            refs = read_manifest(revision / "manifest.json").exemplars
+            refs = read_manifest(self.storage, f"{revision}/{MANIFEST}").exemplars
             return any(ref.digest in self.erased["exemplars"] for ref in refs)
         return False
 
     def remove_deleted(self, before: float) -> None:
         """Delete the files of models that were deleted before a time, in seconds since 1970."""
-        for path in self.repository.deleted_models():
-            changed, size = _modified_ns(path), files.size(path)
-            if changed is None or changed / 1e9 >= before:
+        for key in self.repository.deleted_models():
+            entry = self.storage.entry(key)
+            if entry is None or entry.time >= before:
                 continue
-            if not self.dry_run:
-                aside = self.repository.forget_model(path, before=before)
-                if aside is None:
-                    continue
-                files.delete(aside)
-            self.removed_directories.add(path)
-            self.record("model", path, size)
+            if self.dry_run or self.repository.forget_model(key, before=before):
+                self.removed_directories.add(key)
+                self.record("model", key, entry.size)
 
     def remove_candidates(self, erase: Collection[str]) -> None:
         """Delete the images of review queues that are older than their policy says, or erased."""
         for directory in self.model_directories():
             try:
-                keep: float = read_policy(directory).keep_seconds
+                keep: float = read_policy(self.storage, directory).keep_seconds
             except Corrupt as error:
                 self.refused.append(f"{error}: no image of its review queue was deleted as too old")
                 keep = math.inf
             delete_expired(
-                directory / candidates.DIRECTORY,
-                before=candidates.age_limit(keep),
+                self.storage,
+                f"{directory}/{candidates.DIRECTORY}",
+                before=self.storage.now() - keep,
                 erase=erase,
                 dry_run=self.dry_run,
-                on_delete=lambda path: self.record("candidate", path, files.size(path)),
+                on_delete=lambda key, size: self.record("candidate", key, size),
             )
 
     def read_drafts(self) -> list[Draft] | None:
@@ -260,29 +253,24 @@ class _Run:
         found: list[Draft] = []
         unreadable = False
         for directory in self.model_directories():
-            path = directory / draft.FILE
-            if not path.exists() or (directory / "serving.json").exists():
+            key = f"{directory}/{draft.FILE}"
+            if not self.storage.exists(key) or self.storage.exists(f"{directory}/{SERVING}"):
                 continue
             try:
-                found.append(
-                    draft.from_bytes(files.read(path), UNSIGNED, name=files.short_path(path))
-                )
+                found.append(draft.from_bytes(self.storage.read(key), UNSIGNED, name=key))
             except Corrupt as error:
-                if path.exists():  # otherwise it was deleted meanwhile
+                if self.storage.exists(key):  # otherwise it was deleted meanwhile
                     unreadable = True
                     self.refused.append(f"{error}: no shard, image or backbone was deleted")
         return None if unreadable else found
 
-    def model_directories(self) -> list[Path]:
+    def model_directories(self) -> list[str]:
         """Return the directories of models, deleted ones included.
 
         Also of manual copies, which may have names that are not valid for models.
         """
-        return [
-            path
-            for path in sorted((self.repository.root / "models").glob("*"))
-            if path not in self.removed_directories and not path.name.startswith(files.TEMPORARY)
-        ]
+        keys = [f"{MODELS}/{name}" for name in self.storage.directories(MODELS)]
+        return [key for key in keys if key not in self.removed_directories]
 
     def read_sets(self) -> list[EvaluationSet] | None:
         """Return the evaluation sets of all models; None if one is unreadable.
@@ -293,12 +281,13 @@ class _Run:
         found: list[EvaluationSet] = []
         unreadable = False
         for model in self.model_directories():
-            for directory in set_directories(model):
+            for name in set_names(self.storage, f"{model}/{SETS}"):
+                directory = f"{model}/{SETS}/{name}"
                 self.remove_results(model, directory)
                 try:
-                    stored = read_set(directory)
+                    stored, _ = read_set(self.storage, directory)
                 except Corrupt as error:
-                    if directory.exists():  # otherwise it was deleted meanwhile
+                    if self.storage.exists(directory):  # otherwise it was deleted meanwhile
                         unreadable = True
                         self.refused.append(f"{error}: no shard, image or backbone was deleted")
                     continue
@@ -306,32 +295,32 @@ class _Run:
                 shards = {ref.digest for each in stored.embedded for ref in each.shards}
                 if not shards.isdisjoint(self.erased["exemplars"]):
                     self.refused.append(
-                        f"the evaluation set {stored.name!r} of {model.name!r} has an example to "
+                        f"the evaluation set {name!r} of {stored.model!r} has an example to "
                         "erase: delete the set"
                     )
         return None if unreadable else found
 
-    def remove_results(self, model: Path, directory: Path) -> None:
+    def remove_results(self, model: str, directory: str) -> None:
         """Delete the results of revisions that are deleted from the directory of a set."""
-        for revision, path in result_files(directory).items():
-            gone = model / str(revision)
-            if (gone.exists() and gone not in self.removed_directories) or not path.exists():
+        for revision, size in result_sizes(self.storage, directory).items():
+            gone, key = f"{model}/{revision}", f"{directory}/{revision}.json"
+            if gone not in self.removed_directories and self.storage.exists(gone):
                 continue
-            self.record("evaluation", path, files.size(path))
-            if not self.dry_run:
-                files.delete(path)
+            if self.dry_run or self.storage.delete(key):
+                self.record("evaluation", key, size)
 
     def read_manifests(self) -> list[Manifest] | None:
         """Return the manifests of all retained revisions; None if one is unreadable."""
         manifests: list[Manifest] = []
         unreadable = False
         for directory in self.model_directories():
-            for path in revision_directories(directory):
+            for number in revision_numbers(self.storage, directory):
+                revision = f"{directory}/{number}"
                 try:
-                    if path not in self.removed_directories:
-                        manifests.append(read_manifest(path / "manifest.json"))
+                    if revision not in self.removed_directories:
+                        manifests.append(read_manifest(self.storage, f"{revision}/{MANIFEST}"))
                 except Corrupt as error:
-                    if path.exists():  # otherwise a concurrent run deleted it
+                    if self.storage.exists(revision):  # otherwise a concurrent run deleted it
                         unreadable = True
                         self.refused.append(f"{error}: no shard, image or backbone was deleted")
         return None if unreadable else manifests
@@ -392,30 +381,22 @@ class _Run:
                 found |= {twin} if twin is not None else set()
         return found
 
-    def remove_blob(self, kind: BlobKind, digest: str, changed: int) -> None:
-        """Delete a blob unless a writer refreshed it after ``changed``."""
-        path = self.repository.path(kind, digest)
-        if self.dry_run:
-            self.record(_SINGULAR[kind], path, files.size(path))
-            return
-        with files.locked(self.repository.lock):
-            if _modified_ns(path) != changed:
-                return
-            self.record(_SINGULAR[kind], path, files.size(path))
-            aside = files.move_aside(path)
-        files.delete(aside)
+    def remove_blob(self, kind: BlobKind, digest: str, entry: Entry) -> None:
+        """Delete a blob unless a writer refreshed it after ``entry`` was read."""
+        key = self.repository.key(kind, digest)
+        if self.dry_run or self.storage.delete_blob(key, entry.time_ns):
+            self.record(_SINGULAR[kind], key, entry.size)
 
     def remove_abandoned(self, age: float) -> None:
-        """Delete temporary names that crashed writers left more than ``age`` seconds ago."""
-        for path in self.repository.abandoned(age=age):
-            size = files.size(path)
-            if self.dry_run or files.delete_abandoned(path, age=age):
-                self.record("temporary", path, size)
+        """Delete what crashed writers left more than ``age`` seconds ago."""
+        for key in self.storage.abandoned(age=age):
+            entry = self.storage.entry(key)
+            if self.dry_run or self.storage.delete_abandoned(key, age=age):
+                self.record("temporary", key, 0 if entry is None else entry.size)
 
-    def record(self, kind: RemovedKind, path: Path, size: int) -> None:
+    def record(self, kind: RemovedKind, key: str, size: int) -> None:
         """Add a deletion to the result."""
-        relative = path.relative_to(self.repository.root)
-        self.removed.append(Removed(kind=kind, path=str(relative), size=size))
+        self.removed.append(Removed(kind=kind, path=key, size=size))
 
 
 def _retained_revisions(repository: Repository, model: str, keep: int) -> set[int]:
@@ -425,10 +406,3 @@ def _retained_revisions(repository: Repository, model: str, keep: int) -> set[in
         state = repository.serving_state(model)
         retained |= {state.revision, *state.pinned}
     return retained
-
-
-def _modified_ns(path: Path) -> int | None:
-    try:
-        return path.lstat().st_mtime_ns
-    except FileNotFoundError:
-        return None

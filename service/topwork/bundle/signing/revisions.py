@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from topwork.bundle import files
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.keys import SigningKey
 from topwork.bundle.signing.signatures import Signatures, Signing
-from topwork.bundle.store import Repository
+from topwork.bundle.storage.storage import ABSENT
+from topwork.bundle.store import MANIFEST, Repository, revision_key
 from topwork.errors import Corrupt, NotFound
 
 
@@ -30,7 +30,8 @@ class SignedRevision:
 def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> bool:
     """Add the signature of ``key`` to a published revision; return False if it has it already.
 
-    Verifies all files that the manifest refers to first. Raises NotFound, Corrupt.
+    Verifies all files that the manifest refers to first. Raises NotFound, Corrupt, and Stale if
+    another process signs it now.
     """
     with repository.locked(model):
         manifest = repository.manifest(model, revision)
@@ -39,14 +40,17 @@ def sign(repository: Repository, model: str, revision: int, key: SigningKey) -> 
         repository.backbone_model(manifest.backbone)
         for ref in manifest.exemplars:
             repository.shard(ref.digest)
-        directory = repository.serving_file(model).with_name(str(revision))
-        content = files.read(directory / "manifest.json")
-        path = directory / signatures.FILE
-        others = signatures.read(path) if path.exists() else Signatures(signatures={})
+        storage, directory = repository.storage, revision_key(manifest)
+        content = storage.read(f"{directory}/{MANIFEST}")
+        key_of_file, tag = f"{directory}/{signatures.FILE}", ABSENT
+        others, before = Signatures(signatures={}), b""
+        if storage.exists(key_of_file):
+            others = signatures.read(storage, key_of_file)
+            before, tag = storage.read_tagged(key_of_file)
         signed = signatures.add(key, content, others)
-        if path.exists() and path.read_bytes() == signed:
+        if signed == before:
             return False
-        files.write_file(path, signed)
+        storage.write(key_of_file, signed, expected=tag)
         return True
 
 
@@ -59,10 +63,10 @@ def verify(repository: Repository, signing: Signing) -> Iterator[SignedRevision]
         for revision in reversed(repository.revisions(model)):
             keys: tuple[str, ...] = ()
             problem = ""
-            directory = repository.serving_file(model).with_name(str(revision))
             try:
-                repository.manifest(model, revision)
-                keys = signing.check(directory, files.read(directory / "manifest.json"))
+                directory = revision_key(repository.manifest(model, revision))
+                content = repository.storage.read(f"{directory}/{MANIFEST}")
+                keys = signing.check(repository.storage, directory, content)
             except (Corrupt, NotFound) as error:
                 problem = str(error)
             yield SignedRevision(

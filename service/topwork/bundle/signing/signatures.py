@@ -13,9 +13,9 @@ from typing import Annotated
 
 import msgspec
 
-from topwork.bundle import files
 from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.signing.keys import SigningKey, TrustedKey, read_signing_key, read_trusted_keys
+from topwork.bundle.storage.storage import Storage
 from topwork.errors import Corrupt, InvalidInput
 
 FILE = "manifest.sig"
@@ -44,20 +44,19 @@ class Signing:
     """True if unsigned revisions are refused; revisions with an invalid signature always are."""
     key: SigningKey | None = None
 
-    def check(self, directory: Path, manifest: bytes) -> tuple[str, ...]:
-        """Verify a revision's manifest and return the ids of the trusted keys that signed it.
+    def check(self, storage: Storage, directory: str, manifest: bytes) -> tuple[str, ...]:
+        """Verify the manifest of a revision; return the ids of the trusted keys that signed it.
 
         Raises Corrupt if a required signature is missing, if no trusted key has signed, or if a
         trusted key's signature is invalid.
         """
         if not self.trusted:
             return ()
-        path = directory / FILE
-        name = files.short_path(path)
-        if path.exists():
-            return self.check_signatures(read(path), manifest, name=name)
+        key = f"{directory}/{FILE}"
+        if storage.exists(key):
+            return self.check_signatures(read(storage, key), manifest, name=key)
         if self.required:
-            raise Corrupt(f"{name} is missing: the revision is not signed", reason="UNSIGNED")
+            raise Corrupt(f"{key} is missing: the revision is not signed", reason="UNSIGNED")
         return ()
 
     def check_signatures(
@@ -139,9 +138,9 @@ class SigningFiles:
         )
 
 
-def read(path: Path) -> Signatures:
+def read(storage: Storage, key: str) -> Signatures:
     """Read a manifest.sig. Raises Corrupt."""
-    return from_json(files.read(path), Signatures, name=files.short_path(path))
+    return from_json(storage.read(key), Signatures, name=key)
 
 
 def add(key: SigningKey, manifest: bytes, others: Signatures) -> bytes:

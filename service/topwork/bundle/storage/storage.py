@@ -7,7 +7,8 @@ a key as the file of that path, ``ObjectStorage`` as an object with that name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Hashable, Mapping
+import io
+from collections.abc import Collection, Container, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class Space:
     free_files: int | None
     """Inodes; None: without limit."""
 
+    def lacks(self, coming: int, files: int, *, least_bytes: int, least_files: int) -> bool:
+        """Return True if ``coming`` more bytes in ``files`` files leave too little free space."""
+        no_files = self.free_files is not None and self.free_files - files < least_files
+        return self.free_bytes - coming < least_bytes or no_files
+
 
 class Storage(Protocol):
     """Files by key, for concurrent readers and writers in any process of any host.
@@ -71,6 +77,9 @@ class Storage(Protocol):
     def read_tagged(self, key: str) -> tuple[bytes, Tag]:
         """Return a file's bytes with its tag, for ``write``. Raises Corrupt as ``read``."""
 
+    def open(self, key: str) -> io.BufferedIOBase:
+        """Open a file for reading and seeking. Raises Corrupt as ``read``."""
+
     def read_verified(self, key: str, digest: str) -> bytes:
         """Return a file's bytes. Raises Corrupt if missing, or its sha256 is not ``digest``."""
 
@@ -86,6 +95,9 @@ class Storage(Protocol):
 
     def exists(self, key: str) -> bool:
         """Return True if there is a file or a directory ``key``."""
+
+    def sizes(self, keys: Collection[str]) -> dict[str, int]:
+        """Return the bytes of each of these files that exists."""
 
     def files(self, directory: str) -> dict[str, Entry]:
         """Return the files directly in a directory by name; none if it does not exist.
@@ -131,13 +143,22 @@ class Storage(Protocol):
 
     # Blobs: files by sha256, which garbage collection deletes when they are old
 
-    def write_blob(self, key: str, content: bytes) -> None:
-        """Write or replace a blob, not while another process deletes blobs."""
+    def put_blob(self, key: str, content: bytes) -> None:
+        """Store a blob, or refresh it if it is stored, and repair it if it is damaged.
+
+        Not while another process deletes blobs.
+        """
 
     def refresh(self, keys: Collection[str]) -> set[str]:
         """Set the times of blobs to now; return those that do not exist.
 
-        Not while another process deletes blobs. Blobs are files, or directories with blobs.
+        Not while another process deletes blobs. Blobs are files, or directories of files.
+        """
+
+    def holding(self, keys: Collection[str]) -> AbstractContextManager[set[str]]:
+        """``refresh`` blobs, make them durable, and block deletion of blobs while the block runs.
+
+        Yields those that do not exist. The block must not refresh or write blobs.
         """
 
     def refreshed(self, directory: str) -> dict[str, Entry]:
@@ -148,9 +169,7 @@ class Storage(Protocol):
 
     # Locks and clock
 
-    def locked(
-        self, directory: str, *, shared: bool = False
-    ) -> AbstractContextManager[None]:
+    def locked(self, directory: str, *, shared: bool = False) -> AbstractContextManager[None]:
         """Hold the lock of a directory; other processes and threads wait.
 
         Raises FileNotFoundError if the directory does not exist, or was hidden during the wait.
@@ -163,12 +182,14 @@ class Storage(Protocol):
     # Watching and maintenance
 
     def stamps(
-        self, known: Container[str], *, only: str | None = None
+        self, names: Sequence[str], known: Container[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
-        """Return for each model what changes when its serving.json or draft.json is replaced.
+        """Return for each model what changes when one of its documents is replaced.
 
-        serving.json counts if there is one. None: it cannot be read now. ``only`` is the name of
-        the only model to look at; None: all. Names that are not in ``known`` are checked.
+        It is the first of ``names`` that exists, which are serving.json, draft.json, review.json;
+        models without any are left out. None: it cannot be read now. ``only`` is the name of the
+        only model to look at; None: all. Names not in ``known`` are checked. Raises
+        FileNotFoundError if there has never been a model.
         """
 
     def space(self) -> Space | None:

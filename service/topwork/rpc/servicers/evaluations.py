@@ -94,10 +94,8 @@ class EvaluationViews:
         return EvaluationSets(self._repository, model)
 
     def _message(self, stored: EvaluationSet) -> evaluation_pb.EvaluationSet:
-        files = sum(
-            self._repository.path("images", image.content).exists() for image in stored.images
-        )
-        return to_evaluation_set(stored, files)
+        kept = self._repository.stored_images([image.content for image in stored.images])
+        return to_evaluation_set(stored, sum(image.content in kept for image in stored.images))
 
 
 def _results(sets: EvaluationSets, name: str, revision: int) -> Iterator[EvaluationResult]:

@@ -23,7 +23,8 @@ from topwork.bundle.documents import to_json
 from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.manifest import ExpectedEmbeddings
-from topwork.bundle.store import Repository, revision_directories
+from topwork.bundle.storage.storage import Storage
+from topwork.bundle.store import Repository, revision_numbers
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def pointer(**changes: Any) -> Callable[[Repository], str]:
     """Return a function that changes serving.json and returns its path."""
 
     def change(repository: Repository) -> str:
-        edit(repository.serving_file("m"), **changes)
+        edit((repository.root / repository.serving_key("m")), **changes)
         return "models/m/serving.json"
 
     return change
@@ -311,12 +312,12 @@ def test_revision_deleted_during_the_check_is_no_error(
 ) -> None:
     """A revision that is deleted after it was listed is not reported as missing."""
 
-    def collected(model: Path) -> list[Path]:
-        found = revision_directories(model)
-        shutil.rmtree(model / "1")
+    def collected(storage: Storage, model: str) -> list[int]:
+        found = revision_numbers(storage, model)
+        storage.delete(f"{model}/1")
         return found
 
-    monkeypatch.setattr("topwork.bundle.maintenance.check.revision_directories", collected)
+    monkeypatch.setattr("topwork.bundle.maintenance.check.revision_numbers", collected)
     assert errors(repository) == []
 
 
@@ -359,7 +360,7 @@ def test_twin_is_no_orphan(repository: Repository) -> None:
     int8 = put_quantised_backbone(repository, 8, twin=7)
     publish(repository, [put_shard(repository, 1)], backbone=8)
     assert check(repository) == []
-    shutil.rmtree(repository.path("backbones", sha256(b"backbone 7")))
+    shutil.rmtree(repository.root / repository.key("backbones", sha256(b"backbone 7")))
     assert "is not stored" in note(repository, f"backbones/{int8}/backbone.json")
 
 
@@ -368,7 +369,7 @@ def test_added_backbone_is_no_orphan(repository: Repository) -> None:
     digest = put_backbone(repository, 7)
     repository.add_backbone("mine", digest)
     assert check(repository) == []
-    shutil.rmtree(repository.path("backbones", digest))
+    shutil.rmtree(repository.root / repository.key("backbones", digest))
     (found,) = check(repository)
     assert (found.severity, found.path) == ("error", "backbones/names.json")
     assert "'mine'" in found.text
@@ -392,7 +393,7 @@ def test_orphans_are_not_reported_if_a_manifest_is_unreadable(repository: Reposi
 
 def test_damaged_orphan_is_an_error(repository: Repository) -> None:
     """Orphaned blobs are verified, since a later revision may refer to them."""
-    path = repository.path("exemplars", put_shard(repository, 7))
+    path = repository.root / repository.key("exemplars", put_shard(repository, 7))
     path.write_bytes(path.read_bytes()[1:])
     (found,) = errors(repository)
     assert found.path == f"exemplars/{path.name}"
@@ -410,7 +411,7 @@ def test_old_temporary_files_are_a_note(repository: Repository) -> None:
 
 def test_model_without_serving_revision_is_a_note(repository: Repository) -> None:
     """A missing serving.json is no error."""
-    repository.serving_file("m").unlink()
+    (repository.root / repository.serving_key("m")).unlink()
     assert "no revision serves" in note(repository, "models/m")
 
 

@@ -14,6 +14,7 @@ from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing import keys, revisions, signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing, SigningFiles
+from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
 
@@ -171,7 +172,8 @@ def test_key_rotation(tmp_path: Path, key: Path, other: Path) -> None:
     assert not revisions.sign(Repository(made.root), "m", 1, new)
     assert read(tmp_path, only_new) == read(tmp_path, signing(None, key, publishes=False))
     ids = tuple(sorted((new.id, keys.read_signing_key(key).id)))
-    assert both.check(directory, (directory / "manifest.json").read_bytes()) == ids
+    content = (directory / "manifest.json").read_bytes()
+    assert both.check(FileStorage(directory), ".", content) == ids
 
 
 def test_invalid_signature_of_one_trusted_key_is_refused(
@@ -180,7 +182,9 @@ def test_invalid_signature_of_one_trusted_key_is_refused(
     """A valid signature does not excuse an invalid one of another trusted key."""
     _, directory = published(tmp_path, signing(key))
     wrong = signatures.add(
-        keys.read_signing_key(other), b"else", signatures.read(directory / "manifest.sig")
+        keys.read_signing_key(other),
+        b"else",
+        signatures.read(FileStorage(directory), "manifest.sig"),
     )
     (directory / "manifest.sig").write_bytes(wrong)
     assert refusal(tmp_path, signing(None, key, other, publishes=False)) == "SIGNATURE_INVALID"
@@ -235,6 +239,6 @@ def test_private_key_stays_in_the_publishing_process(key: Path) -> None:
 def test_verify_works_with_a_damaged_serving_pointer(tmp_path: Path, key: Path) -> None:
     """With an unreadable serving.json the revisions are verified, and none is serving."""
     repository, _ = published(tmp_path, signing(key))
-    repository.serving_file("m").write_bytes(b"{}")
+    (repository.root / repository.serving_key("m")).write_bytes(b"{}")
     (verified,) = revisions.verify(repository, signing(None, key, publishes=False))
     assert (verified.revision, verified.serving, verified.problem) == (1, False, "")

@@ -89,7 +89,7 @@ def test_deleted_shard_is_corrupt(tmp_path: Path) -> None:
     """The features are not in memory yet."""
     repository = tiny.repository(tmp_path)
     manifest = repository.manifest("colours", 1)
-    repository.path("exemplars", manifest.exemplars[1].digest).unlink()
+    (repository.root / repository.key("exemplars", manifest.exemplars[1].digest)).unlink()
     nearest = NearestExamples(Examples(repository))
     with pytest.raises(Corrupt, match="is missing"):
         asyncio.run(

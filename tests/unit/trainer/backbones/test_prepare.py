@@ -73,7 +73,7 @@ def test_prepare_repairs_a_damaged_export(tmp_path: Path, monkeypatch: pytest.Mo
     info = replace(info, identity=choice.identity(), preprocess=spec)
     repository.put_backbone(model, info)
     assert prepare.prepare_backbone(repository, choice) == info
-    path = repository.path("backbones", info.digest) / "backbone.onnx"
+    path = (repository.root / repository.key("backbones", info.digest)) / "backbone.onnx"
     path.write_bytes(b"damaged")
     loaded = SimpleNamespace(identity=choice.identity())
     monkeypatch.setattr(backbones, "load", lambda _choice: loaded)

@@ -57,7 +57,7 @@ def test_fit_equals_what_the_server_learns(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     found = topwork.open(tmp_path / "repository", "points").predict(spaces.rows("b", 2, first=30))
     assert [each.predictions[0].label for each in found] == ["b", "b"]
-    assert b"points-v1" in result.report.read_bytes()
+    assert b"points-v1" in Path(result.report).read_bytes()
 
 
 def test_folders_need_the_name_of_the_space(tmp_path: Path) -> None:

@@ -1,20 +1,28 @@
-"""Change detection reads the stamps of all serving.json files."""
+"""FileStorage reads the stamps of all serving.json files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Container, Hashable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from topwork.bundle.files import write_file
-from topwork.serving.change_detection import read_stamps
+from topwork.bundle.storage.file_storage import FileStorage
+
+
+def read_stamps(
+    root: Path, known: Container[str], *, only: str | None = None
+) -> dict[str, Hashable | None]:
+    """Return the stamps of the models in a repository."""
+    return FileStorage(root).stamps(["serving.json", "draft.json"], known, only=only)
 
 
 def model(root: Path, name: str) -> Path:
     """Create a model with a serving.json, and return its path."""
-    path = root / name / "serving.json"
+    path = root / "models" / name / "serving.json"
     write_file(path, b"{}")
     return path
 
@@ -23,8 +31,8 @@ def test_read_stamps_ignores_other_entries(tmp_path: Path) -> None:
     """Directories without a serving.json, files, and invalid model names are left out."""
     for name in ("roses", "roses (copy)", ".hidden"):
         model(tmp_path, name)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "models/empty").mkdir()
+    (tmp_path / "models/file").write_bytes(b"")
     assert list(read_stamps(tmp_path, ())) == ["roses"]
 
 
@@ -39,7 +47,7 @@ def test_stamp_changes_when_the_file_is_replaced(tmp_path: Path) -> None:
 
 def test_draft_has_a_stamp_until_the_model_serves(tmp_path: Path) -> None:
     """draft.json counts only without serving.json; ``only`` looks at one model."""
-    draft = tmp_path / "roses" / "draft.json"
+    draft = tmp_path / "models/roses/draft.json"
     write_file(draft, b"{}")
     model(tmp_path, "tulips")
     before = read_stamps(tmp_path, ())

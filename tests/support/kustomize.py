@@ -1,4 +1,4 @@
-"""Renders an overlay of deploy/kubernetes with its components, and stores it for tests without kubectl.
+"""Renders an overlay of deploy/kubernetes, and stores it for tests without kubectl.
 
 ``python tests/support/kustomize.py`` writes it again after a change of the base or a component.
 """

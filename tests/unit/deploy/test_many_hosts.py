@@ -54,7 +54,7 @@ def pods(manifests: Manifests) -> Iterator[tuple[str, Manifest, Manifest]]:
 
 
 def test_stored_overlay_is_that_of_these_manifests() -> None:
-    """If this fails, the base or a component has changed: run `python tests/support/kustomize.py`."""
+    """If this fails, a manifest has changed: run `python tests/support/kustomize.py`."""
     assert kustomize.DIGEST.read_text().strip() == kustomize.digest()
 
 

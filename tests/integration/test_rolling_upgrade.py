@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -35,8 +36,10 @@ PHOTOS = {
 
 def git(*arguments: str) -> bytes:
     """Return what git prints; raises CalledProcessError, and OSError without git."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True)
-    return done.stdout
+    found = shutil.which("git")
+    if found is None:
+        raise FileNotFoundError("git")
+    return subprocess.run([found, *arguments], cwd=ROOT, capture_output=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,18 @@ def add(client: Client, label: str) -> int:
     return result(last).revision.revision
 
 
+def answers_of(client: Client, revision: int) -> list[dict[str, float]]:
+    """Wait until a server serves a revision, and return the probabilities of all photos."""
+
+    def serves() -> bool:
+        return client.classify("colours", photos[:1]).revision == revision
+
+    photos = [content for photos in PHOTOS.values() for _, content in photos]
+    eventually(serves)
+    assert client.model("colours").serving_revision.revision == revision
+    return [dict(image.predictions) for image in client.classify("colours", photos).results]
+
+
 def test_two_versions_serve_and_change_one_repository(
     colours: Repository, url: str, earlier: dict[str, str]
 ) -> None:
@@ -106,37 +121,25 @@ def test_two_versions_serve_and_change_one_repository(
         Client(new_server.address) as new,
     ):
 
-        def check_follow(revision: int) -> None:
-            photos = [content for photos in PHOTOS.values() for _, content in photos]
-            answers = []
-            for client in (old, new):
-
-                def follows(client: Client = client) -> bool:
-                    return client.model("colours").serving_revision.revision == revision
-
-                eventually(follows)
-                eventually(lambda: client.classify("colours", photos[:1]).revision == revision)
-                answers.append(client.classify("colours", photos))
-            ours, theirs = (
-                [dict(image.predictions) for image in answer.results] for answer in answers
-            )
-            for image, other in zip(ours, theirs, strict=True):
-                assert image == pytest.approx(other, abs=1e-6)
+        def check_both_serve(revision: int) -> None:
+            ours, theirs = (answers_of(client, revision) for client in (old, new))
+            for probabilities, others in zip(ours, theirs, strict=True):
+                assert probabilities == pytest.approx(others, abs=1e-6)
 
         with process("worker", colours, url, earlier):
             assert add(new, "violet") == 2
-            check_follow(2)
+            check_both_serve(2)
             with process("worker", colours, url, {}):
                 assert add(old, "white") == 3
-        check_follow(3)
+        check_both_serve(3)
         with process("worker", colours, url, {}):
             assert add(old, "zircon") == 4
-        check_follow(4)
+        check_both_serve(4)
         old.rollback("colours")
-        check_follow(3)
+        check_both_serve(3)
         new.rollback("colours", revision=2)
-        check_follow(2)
+        check_both_serve(2)
+        assert old.model("colours").moves == new.model("colours").moves
         assert [operation.name for operation in old.operations()] == [
             operation.name for operation in new.operations()
         ]
-        assert old.model("colours").moves == new.model("colours").moves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -23,7 +24,9 @@ from topwork.changes.database import CHANGE, connect
 from topwork.changes.jobs import Job
 from topwork.changes.operations import Operations
 
-KEDA = Path(__file__).parents[2] / "deploy" / "kubernetes" / "keda" / "worker.yaml"
+ROOT = Path(__file__).parents[2]
+KEDA = ROOT / "deploy" / "kubernetes" / "keda" / "worker.yaml"
+PAGE = ROOT / "docs" / "deployment.md"
 HANGING = (
     "import sys, time; from support import deaths; from topwork.cli.serve import worker;"
     "deaths.wrap('topwork.changes.retrain:learn', lambda _: lambda *_, **__: time.sleep(3600));"
@@ -41,8 +44,11 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[DBOSClient]:
-    """Yield a client of the database, with its tables."""
+    """Yield a client of the database, with its tables and the autoscaler's role."""
     made = connect(url)
+    (grants,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with psycopg.connect(url) as database:
+        database.execute(grants)
     yield made
     made.destroy()
 
@@ -52,6 +58,7 @@ def wanted_models(url: str) -> int:
     scaled, _ = yaml.safe_load_all(KEDA.read_text())
     (trigger,) = scaled["spec"]["triggers"]
     with psycopg.connect(url) as database:
+        database.execute("SET ROLE keda")
         (row,) = database.execute(trigger["metadata"]["query"])
         return int(row[0])
 

@@ -94,8 +94,9 @@ def process(
 
 def add(client: Client, label: str) -> int:
     """Add a class and return its revision."""
-    *_, last = client.watch(client.add_class("colours", label, PHOTOS[label]).name)
-    return result(last).revision.revision
+    client.add_class("colours", label, PHOTOS[label])
+    wanted = f'label = "{label}" AND done = true'
+    return result(eventually(lambda: next(client.operations(wanted), None))).revision.revision
 
 
 def answers_of(client: Client, revision: int) -> list[dict[str, float]]:

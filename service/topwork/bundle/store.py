@@ -32,6 +32,7 @@ from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_s
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.model_directories import MODELS, ModelDirectories
 from topwork.bundle.names import check_model
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
 from topwork.bundle.storage.storage import ABSENT, Storage, Tag
@@ -51,8 +52,9 @@ class Repository(ModelDirectories):
 
         Ignores directories without a valid model name, such as a manual copy.
         """
-        names = self.model_names()
-        return [name for name in names if self.storage.exists(self.serving_key(name))]
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(self.storage.stamps([SERVING], ()))
+        return []
 
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""
@@ -214,10 +216,11 @@ class Repository(ModelDirectories):
             self.storage.make_directory(self._model(draft.model))
         metrics_json = to_json(metrics)
         index_file = None if index is None else examples.to_bytes(index)
+        taken = 0
         while True:
             manifest = replace(
                 draft,
-                revision=max(self.revisions(draft.model), default=0) + 1,
+                revision=max([taken, *self.revisions(draft.model)]) + 1,
                 head=files.sha256(head),
                 metrics=files.sha256(metrics_json),
                 examples=None if index_file is None else files.sha256(index_file),
@@ -235,7 +238,8 @@ class Repository(ModelDirectories):
                         revision_key(manifest), self.signed_files(manifest, contents)
                     )
             except FileExistsError:
-                continue  # another writer took the number
+                taken = manifest.revision  # by another writer, which may have crashed
+                continue
             return manifest
 
     def find(self, model: str, matches: Callable[[Manifest], bool]) -> Manifest | None:

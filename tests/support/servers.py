@@ -26,7 +26,7 @@ from google.rpc import error_details_pb2
 from support.deaths import DEATHS, arrange
 from support.forks import ForkedProcess
 from topwork import CallFailed
-from topwork.bundle.location import to_location
+from topwork.bundle.location import Location, to_location
 from topwork.client import calls
 from topwork.config import ServeConfig
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
@@ -44,6 +44,7 @@ Command = Callable[..., tuple[int, str, str]]
 TESTS = Path(__file__).parents[1]
 PATHS = {
     "repository",
+    "cache_directory",
     "access",
     "tls_cert",
     "tls_key",
@@ -173,7 +174,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    repository: Path,
+    repository: Location,
     *,
     limits: dict[str, int] | None = None,
     worker: bool = True,
@@ -197,7 +198,7 @@ def running(
     }
     started = Running(
         [sys.executable, "-m", "support.servers", json.dumps(config)],
-        repository,
+        Path(repository),  # of no use if it is the URL of a bucket
         {DEATHS: json.dumps([str(repository), *deaths])},
         forked=forked,
     )

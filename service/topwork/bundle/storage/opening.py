@@ -1,0 +1,138 @@
+"""Opening of a repository's storage: a path, or the URL of a prefix in an object store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topwork.bundle.storage.locks import Locks
+from topwork.bundle.storage.storage import Storage
+from topwork.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+    from topwork.bundle.storage.objects import Objects
+
+SCHEMES = ("s3", "gs", "az", "memory")
+
+CACHE_BYTES = 20 << 30
+"""Default limit of the cache of an object store, in bytes."""
+
+_memory: dict[str, Any] = {}
+_mutex = threading.Lock()
+
+
+def is_url(location: str | Path) -> bool:
+    """Return True if a repository lies in an object store."""
+    return isinstance(location, str) and location.partition("://")[0] in SCHEMES
+
+
+def open_storage(
+    location: str | Path,
+    *,
+    locks: Locks | None = None,
+    cache_directory: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    writes: bool = False,
+) -> Storage:
+    """Return the storage at a path, or at ``s3://bucket/prefix``, ``gs://``, ``az://``.
+
+    ``memory://name`` exists in this process alone. Credentials, region and endpoint come from the
+    environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL. ``writes``: check that the bucket
+    has conditional writes, and permits writing. Raises InvalidInput, OSError.
+    """
+    if not is_url(location):
+        if "://" in str(location):
+            raise InvalidInput(
+                f"the repository {_without_secrets(str(location))!r} is neither a path nor one of "
+                + ", ".join(f"{scheme}://" for scheme in SCHEMES[:-1]),
+                field="repository",
+            )
+        from topwork.bundle.storage.file_storage import FileStorage
+
+        return FileStorage(Path(location))
+    try:
+        from topwork.bundle.storage.cache import Cache
+        from topwork.bundle.storage.object_storage import ObjectStorage
+        from topwork.bundle.storage.objects import Objects
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "obstore":
+            raise
+        raise InvalidInput(
+            f"a repository in an object store needs pip install 'topwork[s3]': {location}",
+            field="repository",
+        ) from None
+    url = str(location).rstrip("/")
+    store, bulk, identity = _stores(url)
+    objects = Objects(store, bulk, url)
+    if writes:
+        check_writes(objects)
+    if cache_directory is None:
+        cache_directory = Path(tempfile.gettempdir()) / f"topwork-cache-{os.geteuid()}"
+    return ObjectStorage(
+        objects, cache=Cache(cache_directory, cache_bytes), locks=locks, url=url, identity=identity
+    )
+
+
+def check_writes(objects: Objects) -> None:
+    """Raise OSError unless the bucket can be written to, and refuses what its conditions forbid."""
+    from topwork.bundle.storage.object_names import PROBES
+    from topwork.bundle.storage.objects import Conflict
+    from topwork.bundle.storage.storage import ABSENT, Tag
+
+    name = f"{PROBES}/{uuid.uuid4().hex}"
+    objects.put(name, objects.nonce(), expected=ABSENT)
+    try:
+        for expected in (ABSENT, Tag('"00000000000000000000000000000000"')):
+            try:
+                objects.put(name, objects.nonce(), expected=expected)
+            except Conflict:
+                continue
+            raise OSError(
+                errno.ENOTSUP,
+                f"{objects.url}: this object store ignores the conditions of writes (If-None-Match "
+                "and If-Match), without which two writers may overwrite each other",
+            )
+    finally:
+        objects.delete([name])
+
+
+def _stores(url: str) -> tuple[ObjectStore, ObjectStore, str]:
+    """Return the store of a URL, the same for long uploads, and a name for its cached documents."""
+    from obstore import exceptions
+    from obstore.store import MemoryStore, from_url
+
+    from topwork.bundle.storage import objects
+
+    if url.startswith("memory://"):
+        with _mutex:
+            store, identity = _memory.setdefault(url, (MemoryStore(), f"{url}#{uuid.uuid4().hex}"))
+        return store, store, identity
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    clients = [objects.CLIENT.copy(), objects.BULK_CLIENT.copy()]
+    for client in clients:
+        if os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"}:
+            client["allow_http"] = True
+    try:
+        store, bulk = (
+            from_url(url, client_options=client, retry_config=objects.RETRY) for client in clients
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInput(
+            f"the repository {_without_secrets(url)!r} cannot be opened: {reason}",
+            field="repository",
+        ) from None
+    return store, bulk, f"{url}#{endpoint}"
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL without user, password and query."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"

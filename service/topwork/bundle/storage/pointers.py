@@ -1,0 +1,141 @@
+"""Pointers in an object store: which models exist, and change detection by one small request.
+
+All objects below ``pointers/`` fit in one listing request per 1,000, with their ETags. After each
+change there a writer replaces the object ``changed``, which readers poll with a conditional
+request; they list the pointers if it changed, or each ``RELIST`` seconds, for a writer may die in
+between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Container, Hashable
+from dataclasses import dataclass, field
+
+from topwork.bundle.names import is_model
+from topwork.bundle.storage import object_names as names
+from topwork.bundle.storage.objects import Facts, Missing, Objects
+from topwork.bundle.storage.storage import ABSENT, Tag
+
+RELIST = 30.0
+"""Seconds between listings without a change; raising it hides longer what a dying writer wrote."""
+
+
+@dataclass(slots=True)
+class Pointers:
+    """The objects below ``pointers/`` of one model, by their names there."""
+
+    found: dict[str, Facts] = field(default_factory=dict)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the model's directory exists under its own name."""
+        return names.MADE in self.found and names.DELETED not in self.found
+
+    @property
+    def hidden(self) -> Facts | None:
+        """The marker of a hidden directory; None if it is not hidden."""
+        return self.found.get(names.DELETED) if names.MADE in self.found else None
+
+    @property
+    def stamp(self) -> Tag | None:
+        """The tag of serving.json, or of draft.json; None if the model has neither, or is hidden."""
+        if not self.exists:
+            return None
+        facts = self.found.get(names.SERVING) or self.found.get(names.DRAFT)
+        return None if facts is None else facts.tag
+
+
+class PointerList:
+    """The pointers of all models, as this process saw them last."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._mutex = threading.Lock()
+        self._changed: Tag | None = None
+        self._listed = -RELIST
+        self._stamps: dict[str, Tag] = {}
+        self._fresh: dict[str, Tag] = {}
+        self._fresh_until = 0.0
+
+    def of(self, model: str) -> Pointers:
+        """Return the pointers of one model."""
+        prefix = names.pointers(model)
+        return Pointers(
+            {facts.name.removeprefix(f"{prefix}/"): facts for facts in self._objects.list(prefix)}
+        )
+
+    def all(self) -> dict[str, Pointers]:
+        """Return the pointers of all models."""
+        found: dict[str, Pointers] = {}
+        for facts in self._objects.list(names.POINTERS):
+            match facts.name.split("/"):
+                case [_, model, name]:
+                    found.setdefault(model, Pointers()).found[name] = facts
+        return found
+
+    def announce(self) -> None:
+        """Tell other processes that a pointer changed; they find out later if this fails."""
+        with contextlib.suppress(OSError):
+            self._objects.put(names.CHANGED, self._objects.nonce())
+
+    def stamps(
+        self, known: Container[str], *, only: str | None = None
+    ) -> dict[str, Hashable | None]:
+        """Return the tags of all models' serving.json or draft.json; see ``Storage.stamps``."""
+        with self._mutex:
+            if only is not None:
+                stamp = self.of(only).stamp
+                self._stamps.pop(only, None)
+                if stamp is not None:
+                    self._stamps[only] = stamp
+            else:
+                self._relist()
+            return {
+                model: stamp
+                for model, stamp in self._stamps.items()
+                if only in {None, model} and (model in known or is_model(model))
+            }
+
+    def take_fresh(self, name: str) -> Tag | None:
+        """Return the tag of an object that the first listing had a moment ago, but once.
+
+        This makes the start with a warm cache one request for all models.
+        """
+        tag = self._fresh.pop(name, None)
+        return tag if time.monotonic() < self._fresh_until else None
+
+    def forget_fresh(self, model: str | None = None) -> None:
+        """Let the next reads of a model's pointers, or of all, ask the store."""
+        if model is None:
+            self._fresh.clear()
+        for name in (names.SERVING, names.DRAFT):
+            self._fresh.pop(f"{names.pointers(model or '')}/{name}", None)
+
+    def _relist(self) -> None:
+        changed = self._read_changed()  # before the listing, which is then at least as new
+        now = time.monotonic()
+        if changed == self._changed and now - self._listed < RELIST:
+            return
+        first = self._changed is None
+        found = self.all()
+        stamps = {model: each.stamp for model, each in found.items()}
+        self._stamps = {model: stamp for model, stamp in stamps.items() if stamp is not None}
+        self._changed, self._listed = changed, now
+        if first:
+            self._fresh = {
+                facts.name: facts.tag
+                for each in found.values()
+                for name, facts in each.found.items()
+                if name in {names.SERVING, names.DRAFT}
+            }
+            self._fresh_until = now + RELIST
+
+    def _read_changed(self) -> Tag:
+        try:
+            got = self._objects.get(names.CHANGED, unless=self._changed or ABSENT)
+        except Missing:
+            return ABSENT
+        return got[1].tag if got is not None else self._changed or ABSENT

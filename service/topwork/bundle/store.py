@@ -214,10 +214,11 @@ class Repository(ModelDirectories):
             self.storage.make_directory(self._model(draft.model))
         metrics_json = to_json(metrics)
         index_file = None if index is None else examples.to_bytes(index)
+        taken = 0
         while True:
             manifest = replace(
                 draft,
-                revision=max(self.revisions(draft.model), default=0) + 1,
+                revision=max([taken, *self.revisions(draft.model)]) + 1,
                 head=files.sha256(head),
                 metrics=files.sha256(metrics_json),
                 examples=None if index_file is None else files.sha256(index_file),
@@ -235,7 +236,8 @@ class Repository(ModelDirectories):
                         revision_key(manifest), self.signed_files(manifest, contents)
                     )
             except FileExistsError:
-                continue  # another writer took the number
+                taken = manifest.revision  # by another writer, which may have crashed
+                continue
             return manifest
 
     def find(self, model: str, matches: Callable[[Manifest], bool]) -> Manifest | None:

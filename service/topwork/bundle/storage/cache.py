@@ -204,7 +204,7 @@ def _write(path: Path, content: bytes) -> Path:
     """Write a new file that only its owner may read; delete it on any error."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     except BaseException:
         path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ class BlobTimes:
         The number of markers is added in ns: stores round times to seconds, and a refresh must
         change the time.
         """
-        markers = {facts.name: facts for facts in self._objects.list(names.REFRESHED)}
+        markers = {facts.name: facts for facts in self._objects.listed(names.REFRESHED)}
         self._read = {name: keys for name, keys in self._read.items() if name in markers}
         unread = [name for name in markers if name not in self._read]
         self._read.update(zip(unread, self._objects.parallel(self._keys, unread), strict=True))
@@ -53,7 +53,7 @@ class BlobTimes:
     def blobs(self, directory: str) -> dict[str, Entry]:
         """Return the blobs directly in a directory by name, with their newest times."""
         found: dict[str, list[Facts]] = {}
-        for facts in self._objects.list(directory):
+        for facts in self._objects.listed(directory):
             name = facts.name.removeprefix(f"{directory}/").partition("/")[0]
             found.setdefault(name, []).append(facts)
         marked = self.newest(directory)

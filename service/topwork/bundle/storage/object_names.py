@@ -1,6 +1,7 @@
 """Names of objects in a bucket: the object in which a key of a repository lies.
 
-    pointers/<model>/serving.json, draft.json   of models/<model>: one listing has all their ETags
+    pointers/<model>/serving.json, draft.json, review.json      of models/<model>: one listing has
+                                the ETags of all models
     pointers/<model>/made       the commit of models/<model>, which ``create`` writes last
     pointers/<model>/deleted    the directory is hidden: it has the name .deleted-<model>
     changed                     random bytes, which are replaced after every change in pointers/
@@ -21,7 +22,8 @@ from topwork.bundle.storage.storage import HIDDEN
 MODELS, POINTERS, REFRESHED, PROBES = "models", "pointers", "refreshed", "probe"
 CHANGED, CLOCK = "changed", "clock"
 MADE, DELETED = "made", "deleted"
-SERVING, DRAFT = "serving.json", "draft.json"
+DOCUMENTS = ("serving.json", "draft.json", "review.json")
+"""Files of a model that lie in ``POINTERS``."""
 
 TIMED = ".gone"
 """Suffix of the keys of files with a modification time of their own."""
@@ -45,7 +47,7 @@ def object_name(key: str) -> str:
     if found is None:
         return key
     model, _, inner = found
-    if inner in {SERVING, DRAFT}:
+    if inner in DOCUMENTS:
         return f"{POINTERS}/{model}/{inner}"
     return f"{MODELS}/{model}/{inner}".rstrip("/")
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import threading
 import time
-from collections.abc import Collection, Container, Hashable, Iterator, Mapping
+from collections.abc import Collection, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from topwork.bundle.storage import object_names as names
 from topwork.bundle.storage.cache import Cache
 from topwork.bundle.storage.locks import Locks
 from topwork.bundle.storage.object_blobs import MARKER_AGE, BlobTimes
-from topwork.bundle.storage.objects import Conflict, Facts, Missing, Objects
+from topwork.bundle.storage.objects import BULK, Conflict, Facts, Missing, Objects
 from topwork.bundle.storage.pointers import PointerList, Pointers
 from topwork.bundle.storage.storage import ABANDONED_AFTER, ABSENT, HIDDEN, Entry, Space, Tag
 from topwork.errors import Corrupt, Stale
@@ -99,6 +100,10 @@ class ObjectStorage:
         self._cache.put_document(url, facts.tag, content)
         return content, facts.tag
 
+    def open(self, key: str) -> io.BufferedIOBase:
+        """Return a file's bytes for reading and seeking. Raises Corrupt."""
+        return io.BytesIO(self.read(key))
+
     def read_verified(self, key: str, digest: str) -> bytes:
         """Return a file's bytes from the cache or the store. Raises Corrupt."""
         content = self._cache.blob(digest)
@@ -119,7 +124,7 @@ class ObjectStorage:
         """Return facts about a file or a directory; None if it does not exist."""
         found = names.split_model(key)
         if found is not None and not found[2]:
-            return self._model_entry(key, *found[:2])
+            return self._model_entry(found[0], hidden=found[1])
         if key.endswith(names.TIMED):
             return self._timed(names.object_name(key))
         name = names.object_name(key)
@@ -127,17 +132,17 @@ class ObjectStorage:
             facts = self._objects.head(name)
             if facts is not None or names.is_file(name):
                 return None if facts is None else _entry(facts)
-        listed = [*self._objects.list(name)]
+        listed = [*self._objects.listed(name)]
         commit = names.commit(name)
         if commit is not None:
             own = next((facts for facts in listed if facts.name == f"{name}/{commit}"), None)
-            return own and Entry(time_ns=own.time_ns, size=_size(listed))
+            return None if own is None else Entry(time_ns=own.time_ns, size=_size(listed))
         return Entry(time_ns=_newest(listed), size=_size(listed)) if listed else None
 
     def exists(self, key: str) -> bool:
         """Return True if there is a file or a directory ``key``."""
         found = names.split_model(key)
-        if found is not None and found[2] in {"", names.SERVING, names.DRAFT}:
+        if found is not None and found[2] in {"", *names.DOCUMENTS}:
             model, hidden, inner = found
             pointers = self._pointers.of(model)
             there = pointers.hidden is not None if hidden else pointers.exists
@@ -149,6 +154,12 @@ class ObjectStorage:
             return self._objects.first(name) is not None
         return self.entry(key) is not None
 
+    def sizes(self, keys: Collection[str]) -> dict[str, int]:
+        """Return the bytes of each of these files that exists."""
+        heads = self._objects.heads([names.object_name(key) for key in keys])
+        found = zip(keys, heads.values(), strict=True)
+        return {key: facts.size for key, facts in found if facts is not None}
+
     def files(self, directory: str) -> dict[str, Entry]:
         """Return the files directly in a directory by name."""
         name = names.object_name(directory)
@@ -156,7 +167,7 @@ class ObjectStorage:
         inner, directories = self._objects.children(name)
         found = {own: _entry(facts) for own, facts in inner.items() if not own.startswith(".")}
         if any(own.endswith(names.TIMED) for own in directories):
-            for facts in self._objects.list(name):
+            for facts in self._objects.listed(name):
                 own, _, time_ns = facts.name.removeprefix(f"{name}/").partition("/")
                 if own.endswith(names.TIMED) and time_ns.isdecimal():
                     found[own] = Entry(time_ns=int(time_ns), size=facts.size)
@@ -165,7 +176,7 @@ class ObjectStorage:
             pointers = self._pointers.of(model[0])
             if not (pointers.hidden if model[1] else pointers.exists):
                 return {}
-            for own in (names.SERVING, names.DRAFT):
+            for own in names.DOCUMENTS:
                 if own in pointers.found:
                     found[own] = _entry(pointers.found[own])
         return found
@@ -191,7 +202,7 @@ class ObjectStorage:
             committed = set()
             # The directories of revisions come before all others, which may be large.
             last = max(own for own, commit in commits.items() if commit)
-            for facts in self._objects.list(name):
+            for facts in self._objects.listed(name):
                 own, _, inner = facts.name.removeprefix(f"{name}/").partition("/")
                 if own > last:
                     break
@@ -219,7 +230,7 @@ class ObjectStorage:
         new = f"{name}/{time_ns}"
         self._objects.put(new, content)
         self._objects.delete(
-            [facts.name for facts in self._objects.list(name) if facts.name != new]
+            [facts.name for facts in self._objects.listed(name) if facts.name != new]
         )
 
     def create(self, directory: str, files: Mapping[str, bytes]) -> None:
@@ -259,7 +270,7 @@ class ObjectStorage:
         """Delete a file or a directory; return False if it does not exist."""
         found = names.split_model(key)
         if found is not None and not found[2]:
-            return self._delete_model(*found[:2])
+            return self._delete_model(found[0], hidden=found[1])
         name = names.object_name(key)
         if not names.is_directory(name) and not key.endswith(names.TIMED):
             there = self._objects.head(name) is not None
@@ -272,7 +283,7 @@ class ObjectStorage:
         commit = names.commit(name)
         if commit is not None:
             self._objects.delete([f"{name}/{commit}"])
-        self._objects.delete([facts.name for facts in self._objects.list(name)])
+        self._objects.delete([facts.name for facts in self._objects.listed(name)])
         return there
 
     def hide(self, directory: str) -> None:
@@ -295,20 +306,37 @@ class ObjectStorage:
 
     # Blobs
 
-    def write_blob(self, key: str, content: bytes) -> None:
-        """Write or replace a blob under the shared lock of the root."""
+    def put_blob(self, key: str, content: bytes) -> None:
+        """Store a blob under the shared lock of the root; a large one only if it is not stored."""
         with self._root_lock(shared=True):
-            self._objects.put(names.object_name(key), content)
+            name = names.object_name(key)
+            if len(content) >= BULK:
+                self._blobs.mark([key])
+                facts = self._objects.head(name)
+                # An encrypted object or one in parts has another tag: it is replaced.
+                md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                if facts is not None and facts.tag == f'"{md5}"':
+                    return
+            self._objects.put(name, content)
 
     def refresh(self, keys: Collection[str]) -> set[str]:
         """Set the times of blobs to now by a marker; return those that do not exist."""
+        with self._root_lock(shared=True):
+            return self._mark(keys)
+
+    @contextlib.contextmanager
+    def holding(self, keys: Collection[str]) -> Iterator[set[str]]:
+        """Refresh blobs, and hold the shared lock of the root while the block runs."""
+        with self._root_lock(shared=True):
+            yield self._mark(keys)
+
+    def _mark(self, keys: Collection[str]) -> set[str]:
+        """Write a marker for blobs, before looking for them; return those that do not exist."""
         if not keys:
             return set()
-        with self._root_lock(shared=True):
-            self._blobs.mark(keys)
-            proofs = {key: _proof(key) for key in keys}
-            facts = self._objects.heads(list(proofs.values()))
-            return {key for key, name in proofs.items() if facts[name] is None}
+        self._blobs.mark(keys)
+        facts = self._objects.heads({_proof(key) for key in keys})
+        return {key for key in keys if facts[_proof(key)] is None}
 
     def refreshed(self, directory: str) -> dict[str, Entry]:
         """Return the blobs directly in a directory by name, with their newest times."""
@@ -322,7 +350,7 @@ class ObjectStorage:
             if entry is None:
                 return False
             newest = max(
-                _newest([*self._objects.list(key)]) if names.is_directory(key) else entry.time_ns,
+                _newest([*self._objects.listed(key)]) if names.is_directory(key) else entry.time_ns,
                 self._blobs.newest(parent).get(blob, 0),
             )
             return newest == time_ns and self.delete(key)
@@ -351,8 +379,10 @@ class ObjectStorage:
         checked, offset = self._clock or (-_CLOCK_SECONDS, 0.0)
         if time.monotonic() - checked >= _CLOCK_SECONDS:
             before = time.time()
-            self._objects.put(names.CLOCK, self._objects.nonce())
-            facts = self._objects.head(names.CLOCK)
+            facts = None
+            with contextlib.suppress(PermissionError):  # a reader has the host's time
+                self._objects.put(names.CLOCK, self._objects.nonce())
+                facts = self._objects.head(names.CLOCK)
             if facts is not None:
                 difference = facts.time_ns / 1e9 - before
                 offset = difference + 0.5 if abs(difference) > _ROUNDING else 0.0
@@ -362,10 +392,10 @@ class ObjectStorage:
     # Watching and maintenance
 
     def stamps(
-        self, known: Container[str], *, only: str | None = None
+        self, documents: Sequence[str], known: Container[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
-        """Return the ETag of each model's serving.json, or of its draft.json."""
-        return self._pointers.stamps(known, only=only)
+        """Return the ETag of the first of ``documents`` that each model has."""
+        return self._pointers.stamps(documents, known, only=only)
 
     def space(self) -> Space | None:
         """Return None: without limit."""
@@ -377,7 +407,7 @@ class ObjectStorage:
         found = [
             facts.name
             for prefix in (names.REFRESHED, names.PROBES)
-            for facts in self._objects.list(prefix)
+            for facts in self._objects.listed(prefix)
             if facts.time_ns / 1e9 < now - self._age(facts.name, age)
         ]
         pointers = self._pointers.all()
@@ -431,11 +461,11 @@ class ObjectStorage:
             raise Corrupt(f"{_short(key)} has sha256 {actual}, not {digest}: it was changed")
         return got[0]
 
-    def _model_entry(self, key: str, model: str, hidden: bool) -> Entry | None:
+    def _model_entry(self, model: str, *, hidden: bool) -> Entry | None:
         pointers = self._pointers.of(model)
         if not (pointers.hidden if hidden else pointers.exists):
             return None
-        listed = [*self._objects.list(f"{names.MODELS}/{model}"), *pointers.found.values()]
+        listed = [*self._objects.listed(f"{names.MODELS}/{model}"), *pointers.found.values()]
         marker = pointers.hidden
         return Entry(
             time_ns=marker.time_ns if marker is not None else _newest(listed), size=_size(listed)
@@ -444,7 +474,7 @@ class ObjectStorage:
     def _timed(self, name: str) -> Entry | None:
         found = [
             Entry(time_ns=int(time_ns), size=facts.size)
-            for facts in self._objects.list(name)
+            for facts in self._objects.listed(name)
             if (time_ns := facts.name.removeprefix(f"{name}/")).isdecimal()
         ]
         return max(found, key=lambda entry: entry.time_ns, default=None)
@@ -465,7 +495,7 @@ class ObjectStorage:
 
     def _all_of(self, directory: str) -> list[Facts]:
         """Return all objects of a directory, pointers included."""
-        listed = [*self._objects.list(names.object_name(directory))]
+        listed = [*self._objects.listed(names.object_name(directory))]
         found = names.split_model(directory)
         if found is not None and not found[2]:
             listed += self._pointers.of(found[0]).found.values()
@@ -495,7 +525,7 @@ class ObjectStorage:
         except Conflict:
             raise _exists(directory) from None
 
-    def _delete_model(self, model: str, hidden: bool) -> bool:
+    def _delete_model(self, model: str, *, hidden: bool) -> bool:
         pointers = self._pointers.of(model)
         if not (pointers.hidden if hidden else pointers.exists):
             return False
@@ -504,7 +534,7 @@ class ObjectStorage:
         if not hidden:
             self._objects.put(marker, b"")
         for part in (f"{names.MODELS}/{model}", prefix):
-            listed = [facts.name for facts in self._objects.list(part) if facts.name != marker]
+            listed = [facts.name for facts in self._objects.listed(part) if facts.name != marker]
             self._objects.delete(listed)
         self._objects.delete([marker])
         self._pointers.announce()
@@ -514,7 +544,7 @@ class ObjectStorage:
         """Return the objects of all directories that ``create`` makes, by directory."""
         found: dict[str, list[Facts]] = {}
         for top in ("backbones", names.MODELS):
-            for facts in self._objects.list(top):
+            for facts in self._objects.listed(top):
                 parts = facts.name.split("/")
                 for count in range(2, min(len(parts), 5)):
                     directory = "/".join(parts[:count])
@@ -565,6 +595,12 @@ def _model_of(directory: str) -> str:
     found = names.split_model(directory)
     assert found is not None and not found[2], "only the directories of models are hidden"  # noqa: PT018
     return found[0]
+
+
+def _lock_of(directory: str) -> str:
+    """Return the lock that writers hold when they create a directory."""
+    parent = directory.rpartition("/")[0].removesuffix("/evaluations")
+    return "" if parent == "backbones" else parent
 
 
 def _short(key: str) -> str:

@@ -62,12 +62,16 @@ _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 
 
-class Missing(Exception):  # noqa: N818  # the caller's next step
+class Missing(Exception):
     """The object does not exist."""
 
 
-class Conflict(Exception):  # noqa: N818  # the caller's next step
+class Conflict(Exception):
     """The object exists, or has another tag than expected."""
+
+
+class Unanswered(OSError):
+    """The store did not answer in time, or the connection broke: the request may have succeeded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,25 +156,27 @@ class Objects:
                 if stored is None and mode == "create" and again:
                     continue  # a concurrent deletion, after which S3 answers 409
                 raise
-            except (TimeoutError, ConnectionError):
+            except Unanswered:
                 if not again:
                     raise
             else:
                 return
 
-    def list(self, prefix: str) -> Iterator[Facts]:
+    def listed(self, prefix: str) -> Iterator[Facts]:
         """Yield the objects below a prefix, which ends with a whole name, in order of names."""
         for page in self._pages(prefix):
-            yield from map(_facts, page)
+            # Some stores list a directory itself, as an empty object.
+            yield from (facts for facts in map(_facts, page) if facts.name != prefix)
 
     def first(self, prefix: str) -> Facts | None:
         """Return the first object below a prefix, or None."""
-        return next(self.list(prefix), None)
+        return next(self.listed(prefix), None)
 
     def children(self, prefix: str) -> tuple[dict[str, Facts], list[str]]:
         """Return the objects directly below a prefix, and the directories, by their own names."""
         found = self._call("list", lambda: obstore.list_with_delimiter(self._store, prefix or None))
-        files = {facts.name.rpartition("/")[2]: facts for facts in map(_facts, found["objects"])}
+        objects = [facts for facts in map(_facts, found["objects"]) if facts.name != prefix]
+        files = {facts.name.rpartition("/")[2]: facts for facts in objects}
         return files, sorted(name.rpartition("/")[2] for name in found["common_prefixes"])
 
     def delete(self, names: Collection[str]) -> None:
@@ -228,7 +234,7 @@ class Objects:
                 raise Conflict from None
             except (exceptions.BaseError, ValueError) as error:
                 translated = self._error(verb, error)
-                again = isinstance(translated, ConnectionError | TimeoutError) and verb != "write"
+                again = isinstance(translated, Unanswered) and verb != "write"
                 if not again or time.monotonic() - began > ATTEMPT_SECONDS + 1:
                     raise translated from None
 
@@ -246,9 +252,9 @@ class Objects:
         if isinstance(error, exceptions.InvalidPathError):
             return OSError(errno.EINVAL, f"{self.url}: an object has a name that is not a path")
         if "TimedOut" in text or "timed out" in text or "Timeout" in text:
-            return TimeoutError(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
+            return Unanswered(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
         if status is None:
-            return ConnectionError(errno.ECONNRESET, f"{self.url}: the store cannot be reached")
+            return Unanswered(errno.EIO, f"{self.url}: the store cannot be reached")
         return OSError(errno.EIO, f"{self.url}: the store failed to {verb}{detail}")
 
 

@@ -9,9 +9,10 @@ between.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from topwork.bundle.names import is_model
@@ -40,12 +41,10 @@ class Pointers:
         return self.found.get(names.DELETED) if names.MADE in self.found else None
 
     @property
-    def stamp(self) -> Tag | None:
-        """The tag of serving.json, or of draft.json; None if the model has neither, or is hidden."""
-        if not self.exists:
-            return None
-        facts = self.found.get(names.SERVING) or self.found.get(names.DRAFT)
-        return None if facts is None else facts.tag
+    def documents(self) -> dict[str, Tag]:
+        """The tags of the documents by file name; none if the model does not exist."""
+        shown = self.found if self.exists else {}
+        return {name: facts.tag for name, facts in shown.items() if name in names.DOCUMENTS}
 
 
 class PointerList:
@@ -56,7 +55,7 @@ class PointerList:
         self._mutex = threading.Lock()
         self._changed: Tag | None = None
         self._listed = -RELIST
-        self._stamps: dict[str, Tag] = {}
+        self._documents: dict[str, dict[str, Tag]] = {}
         self._fresh: dict[str, Tag] = {}
         self._fresh_until = 0.0
 
@@ -64,13 +63,13 @@ class PointerList:
         """Return the pointers of one model."""
         prefix = names.pointers(model)
         return Pointers(
-            {facts.name.removeprefix(f"{prefix}/"): facts for facts in self._objects.list(prefix)}
+            {facts.name.removeprefix(f"{prefix}/"): facts for facts in self._objects.listed(prefix)}
         )
 
     def all(self) -> dict[str, Pointers]:
         """Return the pointers of all models."""
         found: dict[str, Pointers] = {}
-        for facts in self._objects.list(names.POINTERS):
+        for facts in self._objects.listed(names.POINTERS):
             match facts.name.split("/"):
                 case [_, model, name]:
                     found.setdefault(model, Pointers()).found[name] = facts
@@ -82,22 +81,24 @@ class PointerList:
             self._objects.put(names.CHANGED, self._objects.nonce())
 
     def stamps(
-        self, known: Container[str], *, only: str | None = None
+        self, documents: Sequence[str], known: Container[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
-        """Return the tags of all models' serving.json or draft.json; see ``Storage.stamps``."""
+        """Return the tag of the first of ``documents`` that each model has; see ``Storage``."""
         with self._mutex:
             if only is not None:
-                stamp = self.of(only).stamp
-                self._stamps.pop(only, None)
-                if stamp is not None:
-                    self._stamps[only] = stamp
+                self._documents[only] = self.of(only).documents
             else:
                 self._relist()
-            return {
-                model: stamp
-                for model, stamp in self._stamps.items()
-                if only in {None, model} and (model in known or is_model(model))
-            }
+            stamps: dict[str, Hashable | None] = {}
+            for model, tags in self._documents.items():
+                tag = next((tags[name] for name in documents if name in tags), None)
+                if (
+                    tag is not None
+                    and only in {None, model}
+                    and (model in known or is_model(model))
+                ):
+                    stamps[model] = tag
+            return stamps
 
     def take_fresh(self, name: str) -> Tag | None:
         """Return the tag of an object that the first listing had a moment ago, but once.
@@ -111,7 +112,7 @@ class PointerList:
         """Let the next reads of a model's pointers, or of all, ask the store."""
         if model is None:
             self._fresh.clear()
-        for name in (names.SERVING, names.DRAFT):
+        for name in names.DOCUMENTS:
             self._fresh.pop(f"{names.pointers(model or '')}/{name}", None)
 
     def _relist(self) -> None:
@@ -121,15 +122,15 @@ class PointerList:
             return
         first = self._changed is None
         found = self.all()
-        stamps = {model: each.stamp for model, each in found.items()}
-        self._stamps = {model: stamp for model, stamp in stamps.items() if stamp is not None}
+        if not found and not changed:
+            raise FileNotFoundError(errno.ENOENT, f"{self._objects.url} has no models")
+        self._documents = {model: each.documents for model, each in found.items()}
         self._changed, self._listed = changed, now
         if first:
             self._fresh = {
-                facts.name: facts.tag
-                for each in found.values()
-                for name, facts in each.found.items()
-                if name in {names.SERVING, names.DRAFT}
+                f"{names.pointers(model)}/{name}": tag
+                for model, tags in self._documents.items()
+                for name, tag in tags.items()
             }
             self._fresh_until = now + RELIST
 

@@ -1,15 +1,15 @@
-"""Opening of a repository's storage: a path, or the URL of a prefix in an object store."""
+"""Opening of a repository's storage in an object store, by the URL of a prefix in a bucket."""
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from topwork.bundle.storage.cache import Cache
 from topwork.bundle.storage.locks import Locks
 from topwork.bundle.storage.storage import Storage
 from topwork.errors import InvalidInput
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "memory")
 
-CACHE_BYTES = 20 << 30
-"""Default limit of the cache of an object store, in bytes."""
-
 _memory: dict[str, Any] = {}
 _mutex = threading.Lock()
 
@@ -33,50 +30,49 @@ def is_url(location: str | Path) -> bool:
     return isinstance(location, str) and location.partition("://")[0] in SCHEMES
 
 
-def open_storage(
-    location: str | Path,
+def open_bucket(
+    location: str,
     *,
     locks: Locks | None = None,
-    cache_directory: Path | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    cache_directory: Path,
+    cache_bytes: int,
     writes: bool = False,
 ) -> Storage:
-    """Return the storage at a path, or at ``s3://bucket/prefix``, ``gs://``, ``az://``.
+    """Return the storage at ``s3://bucket/prefix``, ``gs://...``, ``az://...``.
 
     ``memory://name`` exists in this process alone. Credentials, region and endpoint come from the
     environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL. ``writes``: check that the bucket
     has conditional writes, and permits writing. Raises InvalidInput, OSError.
     """
-    if not is_url(location):
-        if "://" in str(location):
-            raise InvalidInput(
-                f"the repository {_without_secrets(str(location))!r} is neither a path nor one of "
-                + ", ".join(f"{scheme}://" for scheme in SCHEMES[:-1]),
-                field="repository",
-            )
-        from topwork.bundle.storage.file_storage import FileStorage
-
-        return FileStorage(Path(location))
+    scheme = location.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise InvalidInput(
+            f"the repository {_without_secrets(location)!r} is neither a path nor the URL of a "
+            f"bucket, {', '.join(f'{known}://' for known in SCHEMES[:-1])}",
+            field="repository",
+        )
     try:
-        from topwork.bundle.storage.cache import Cache
         from topwork.bundle.storage.object_storage import ObjectStorage
         from topwork.bundle.storage.objects import Objects
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "obstore":
             raise
         raise InvalidInput(
-            f"a repository in an object store needs pip install 'topwork[s3]': {location}",
+            f"a repository in an object store, such as {scheme}://, needs "
+            "pip install 'topwork[s3]'",
             field="repository",
         ) from None
-    url = str(location).rstrip("/")
-    store, bulk, identity = _stores(url)
+    url = _without_secrets(location).rstrip("/")
+    store, bulk, identity = _stores(location.rstrip("/"))
     objects = Objects(store, bulk, url)
     if writes:
         check_writes(objects)
-    if cache_directory is None:
-        cache_directory = Path(tempfile.gettempdir()) / f"topwork-cache-{os.geteuid()}"
     return ObjectStorage(
-        objects, cache=Cache(cache_directory, cache_bytes), locks=locks, url=url, identity=identity
+        objects,
+        cache=Cache(cache_directory, cache_bytes),
+        locks=locks,
+        url=url,
+        identity=identity,
     )
 
 

@@ -87,7 +87,7 @@ def _listing(names: Iterable[str], folder: str) -> Listing:
     for name in names:
         path = Path(name)
         below = path.relative_to(folder).parts
-        reason = next(filter(None, map(folders.reason_of_name, below)), None)
+        reason: Reason | None = next(filter(None, map(folders.reason_of_name, below)), None)
         if reason is None and folders.has_text_name(path):
             reason = "text"
         if reason is None:

@@ -26,8 +26,8 @@ from topwork_trainer.embedding.plan import PART_PHOTOS
     "--out",
     required=True,
     type=PathOrURL(file_okay=False, path_type=Path),
-    help="Directory of the parts, or URL of a prefix in a bucket, s3://bucket/DIR. The same command "
-    "resumes a run that was killed.",
+    help="Directory of the parts, or URL of a prefix in a bucket, s3://bucket/DIR. The same "
+    "command resumes a run that was killed.",
 )
 @click.option(
     "--engine",

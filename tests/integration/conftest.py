@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
-from support import servers, tiny
+from support import object_stores, servers, tiny
+from support.object_stores import S3Server
 from support.pictures import pictures
 from support.servers import AddClass, Command, Running
 
@@ -146,3 +147,17 @@ def topwork(
         return int(ended.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """Yield a running SeaweedFS."""
+    with object_stores.seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """Yield a running moto."""
+    with object_stores.moto() as server:
+        yield server

@@ -7,14 +7,13 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from support import object_stores
 from support.flocks import Flocks
 from support.object_stores import S3Server
 
@@ -25,20 +24,6 @@ from topwork.errors import Corrupt, Stale
 KINDS = ("file", "memory", "seaweedfs", "moto")
 DOCUMENTS = ("serving.json", "draft.json")
 SHA = "ab" * 32
-
-
-@pytest.fixture(scope="session")
-def seaweedfs() -> Iterator[S3Server]:
-    """Yield a running SeaweedFS."""
-    with object_stores.seaweedfs() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[S3Server]:
-    """Yield a running moto."""
-    with object_stores.moto() as server:
-        yield server
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import uuid
@@ -77,7 +76,7 @@ def open_bucket(
 
 
 def check_writes(objects: Objects) -> None:
-    """Raise OSError unless the bucket can be written to, and refuses what its conditions forbid."""
+    """Raise OSError unless the bucket permits writing, InvalidInput if it ignores conditions."""
     from topwork.bundle.storage.object_names import PROBES
     from topwork.bundle.storage.objects import Conflict
     from topwork.bundle.storage.storage import ABSENT, Tag
@@ -90,10 +89,10 @@ def check_writes(objects: Objects) -> None:
                 objects.put(name, objects.nonce(), expected=expected)
             except Conflict:
                 continue
-            raise OSError(
-                errno.ENOTSUP,
+            raise InvalidInput(
                 f"{objects.url}: this object store ignores the conditions of writes (If-None-Match "
                 "and If-Match), without which two writers may overwrite each other",
+                field="repository",
             )
     finally:
         objects.delete([name])

@@ -220,8 +220,7 @@ class ObjectStorage:
             self._objects.put(name, content, expected=expected)
         except Conflict:
             raise Stale(f"{key} was changed by another writer") from None
-        finally:
-            self._announce(name)
+        self._announce(name)
 
     def write_at(self, key: str, content: bytes, time_ns: int) -> None:
         """Write a file whose key ends with ``TIMED`` with a modification time of its own."""
@@ -315,7 +314,7 @@ class ObjectStorage:
                 facts = self._objects.head(name)
                 # An encrypted object or one in parts has another tag: it is replaced.
                 md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-                if facts is not None and facts.tag == f'"{md5}"':
+                if facts is not None and facts.tag.startswith(f'"{md5}"'):
                     return
             self._objects.put(name, content)
 

@@ -22,7 +22,7 @@ from obstore import exceptions
 from topwork.bundle.storage.storage import ABSENT, Tag
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode
+    from obstore import GetOptions, ObjectMeta, PutMode
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _T = TypeVar("_T")
@@ -58,6 +58,10 @@ RETRY: RetryConfig = {
     },
 }
 
+_AND_VERSION = " version "
+"""Separates an ETag from the version that Google's conditional writes name instead."""
+
+_PATH = re.compile(r'Path ("[^"\n]{0,200}")')
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 
@@ -104,8 +108,10 @@ class Objects:
 
         def request() -> tuple[bytes, Facts] | None:
             try:
-                options = {"if_none_match": str(unless)} if unless else None
-                got = obstore.get(self._store, name, options=options)  # type: ignore[arg-type]  # no None
+                options: GetOptions = {}
+                if unless:
+                    options = {"if_none_match": unless.partition(_AND_VERSION)[0]}
+                got = obstore.get(self._store, name, options=options)
                 return got.bytes().to_bytes(), _facts(got.meta)
             except exceptions.NotModifiedError:
                 return None
@@ -138,7 +144,10 @@ class Objects:
         """
         mode: PutMode = "overwrite"
         if expected is not None:
-            mode = {"e_tag": str(expected)} if expected else "create"
+            e_tag, _, version = expected.partition(_AND_VERSION)
+            mode = "create"
+            if expected:
+                mode = {"e_tag": e_tag, "version": version} if version else {"e_tag": e_tag}
         store = self._bulk if len(content) >= BULK else self._store
 
         def request() -> None:
@@ -153,8 +162,12 @@ class Objects:
                 stored = self._stored(name)
                 if stored == content:
                     return
-                if stored is None and mode == "create" and again:
-                    continue  # a concurrent deletion, after which S3 answers 409
+                # S3 answers 409 also for a concurrent deletion, or to a write without a condition.
+                if again and (expected is None or (stored is None and expected == ABSENT)):
+                    continue
+                if expected is None:
+                    text = f"{self.url}: the store refused to write (conflict)"
+                    raise OSError(errno.EIO, text) from None
                 raise
             except Unanswered:
                 if not again:
@@ -250,7 +263,9 @@ class Objects:
         if _is_credentials(text):
             return PermissionError(errno.EACCES, f"{self.url}: no credentials were found")
         if isinstance(error, exceptions.InvalidPathError):
-            return OSError(errno.EINVAL, f"{self.url}: an object has a name that is not a path")
+            found = _PATH.search(text)
+            foreign = found[1] if found else "an object"
+            return OSError(errno.EINVAL, f"{self.url}: the name of {foreign} is not a path")
         if "TimedOut" in text or "timed out" in text or "Timeout" in text:
             return Unanswered(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
         if status is None:
@@ -260,15 +275,8 @@ class Objects:
 
 def _is_credentials(text: str) -> bool:
     """Return True if obstore searched for credentials, at last at the cloud's own address."""
-    return any(
-        word in text
-        for word in (
-            "169.254.169.254",
-            "InstanceCredential",
-            "metadata.google",
-            "MissingCredential",
-        )
-    )
+    paths = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity/")
+    return "MissingCredential" in text or any(path in text for path in paths)
 
 
 def _facts(meta: ObjectMeta) -> Facts:
@@ -278,5 +286,5 @@ def _facts(meta: ObjectMeta) -> Facts:
         name=meta["path"],
         size=meta["size"],
         time_ns=seconds * 1_000_000_000 + modified.microsecond * 1000,
-        tag=Tag(meta["e_tag"] or ""),
+        tag=Tag(_AND_VERSION.join(filter(None, (meta["e_tag"], meta["version"])))),
     )

@@ -27,6 +27,7 @@ SCHEMES = ("s3", "gs", "az")
 """Schemes of the URLs of buckets: S3, Google Cloud Storage, Azure."""
 
 _MAGIC = re.compile(r"[*?\[]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_bucket_url(text: object) -> bool:
@@ -123,8 +124,8 @@ def new_object(url: str, *, field: str) -> Iterator[BinaryIO]:
             if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
                 objects.put(name, b"")
                 return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                objects.put(name, cast("bytes", content))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            objects.put(name, cast("bytes", mapped))
 
 
 def split(url: str, *, field: str = "url") -> tuple[str, str]:
@@ -137,6 +138,13 @@ def split(url: str, *, field: str = "url") -> tuple[str, str]:
         )
     if not bucket or _MAGIC.search(bucket):
         raise InvalidInput(f"{printable(url)} does not name one bucket", field=field)
+    parts = name.removesuffix("/").split("/") if name else []
+    if {"", ".", ".."}.intersection(parts) or _CONTROL.search(name):
+        raise InvalidInput(
+            f"{printable(url)} is not supported: names of objects are paths without empty parts, "
+            "'.', '..' and control characters",
+            field=field,
+        )
     return f"{scheme}://{bucket}", name
 
 

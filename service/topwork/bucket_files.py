@@ -21,7 +21,7 @@ from topwork.errors import ImageError, InvalidInput
 from topwork.printable import printable
 
 if TYPE_CHECKING:
-    from topwork.bundle.storage.objects import Objects
+    from topwork.bucket_objects import Bucket
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes of the URLs of buckets: S3, Google Cloud Storage, Azure."""
@@ -42,7 +42,7 @@ class BucketFile:
     url: str
     size: int
     """Bytes."""
-    objects: Objects
+    objects: Bucket
 
     def read(self, *, most_bytes: int) -> bytes:
         """Return the content. Raises ImageError if it is too large, or cannot be read."""
@@ -148,7 +148,7 @@ def split(url: str, *, field: str = "url") -> tuple[str, str]:
     return f"{scheme}://{bucket}", name
 
 
-def open_bucket(root: str, *, field: str) -> Objects:
+def open_bucket(root: str, *, field: str) -> Bucket:
     """Return the objects of a bucket, ``s3://bucket``.
 
     Credentials, region and endpoint come from the environment, such as AWS_ACCESS_KEY_ID and
@@ -156,10 +156,7 @@ def open_bucket(root: str, *, field: str) -> Objects:
     wrong.
     """
     try:
-        from obstore import exceptions
-        from obstore.store import from_url
-
-        from topwork.bundle.storage import objects
+        from topwork import bucket_objects
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "obstore":
             raise
@@ -167,28 +164,17 @@ def open_bucket(root: str, *, field: str) -> Objects:
         raise InvalidInput(
             f"files in an object store, {scheme}://, need pip install 'topwork[s3]'", field=field
         ) from None
-    clients = [objects.CLIENT.copy(), objects.BULK_CLIENT.copy()]
-    for client in clients:
-        if os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes"}:
-            client["allow_http"] = True
-    try:
-        store, bulk = (
-            from_url(root, client_options=client, retry_config=objects.RETRY) for client in clients
-        )
-    except (exceptions.BaseError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidInput(f"{printable(root)} cannot be opened: {reason}", field=field) from None
-    return objects.Objects(store, bulk, root)
+    return bucket_objects.connect(root, field=field)
 
 
-def read_object(objects: Objects, name: str) -> bytes:
+def read_object(objects: Bucket, name: str) -> bytes:
     """Return the content of an object. Raises ``objects.Missing``, OSError."""
     got = objects.get(name)
     assert got is not None, "it is None only for a given tag"
     return got[0]
 
 
-def _check_write(objects: Objects, name: str) -> None:
+def _check_write(objects: Bucket, name: str) -> None:
     """Raise OSError if an object cannot be written, by a request whose condition never holds."""
     from topwork.bundle.storage.objects import Conflict, Missing
     from topwork.bundle.storage.storage import Tag

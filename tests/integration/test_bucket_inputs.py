@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,38 +27,13 @@ from topwork.cli.commands import cli
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from support.buckets import Bucket
+
 PHOTOS = {
     f"{label}/{number}.png": picture(label, 70 + number)
     for number, label in enumerate(["amber", "blue", "green"])
 }
-
-
-class Bucket:
-    """Objects below the URL of a prefix."""
-
-    def __init__(self, url: str) -> None:
-        from obstore.store import from_url
-
-        self.url = url
-        self._store = from_url(url, client_options={"allow_http": True})
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write an object."""
-        import obstore
-
-        obstore.put(self._store, name, content)
-
-    def read(self, name: str) -> bytes:
-        """Return the content of an object."""
-        import obstore
-
-        return obstore.get(self._store, name).bytes().to_bytes()
-
-    def names(self) -> list[str]:
-        """Return the sorted names of all objects."""
-        import obstore
-
-        return sorted(meta["path"] for page in obstore.list(self._store) for meta in page)
 
 
 @pytest.fixture
@@ -66,6 +41,8 @@ def bucket(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Return three photos below a new prefix, for which this process has credentials."""
     for name, value in seaweedfs.environment().items():
         monkeypatch.setenv(name, value)
+    from support.buckets import Bucket  # needs obstore, as the server does
+
     made = Bucket(seaweedfs.new_url())
     for name, content in PHOTOS.items():
         made.write(f"photos/{name}", content)
@@ -107,8 +84,10 @@ def test_rows_of_a_pattern_have_the_answers_of_files(
 
 
 def test_server_classifies_objects(bucket: Bucket, topwork: Command) -> None:
-    """`topwork classify` reads objects and files alike, objects last."""
-    status, output, errors = topwork("classify", "colours", f"{bucket.url}/photos/**/*.png", "--json")
+    """`topwork classify` reads objects, and names them by their URLs."""
+    status, output, errors = topwork(
+        "classify", "--model", "colours", f"{bucket.url}/photos/**/*.png", "--json"
+    )
     assert (status, errors) == (0, "")
     rows = [json.loads(line) for line in output.splitlines()]
     assert [row["image"] for row in rows] == [f"{bucket.url}/photos/{name}" for name in PHOTOS]
@@ -198,13 +177,11 @@ def test_object_that_is_gone_is_an_error_of_its_row(
     bucket: Bucket, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other rows are not affected."""
-    import obstore
-
     listed = image_rows.list_objects
 
     def deleted(url: str, *, field: str) -> Any:
         found = listed(url, field=field)
-        obstore.delete(bucket._store, "photos/amber/0.png")
+        bucket.delete("photos/amber/0.png")
         return found
 
     monkeypatch.setattr(image_rows, "list_objects", deleted)
@@ -288,6 +265,8 @@ def test_obstore_is_an_extra(
 ) -> None:
     """Without it, the message names what to install."""
     monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "topwork.bucket_objects", raising=False)
+    monkeypatch.delattr(package, "bucket_objects", raising=False)
     done = predict(repository, f"{bucket.url}/photos")
     assert isinstance(done.exception, InvalidInput)
     assert "pip install 'topwork[s3]'" in str(done.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'to
 import obstore
 from obstore.store import MemoryStore
 
+import topwork
 from topwork import bucket_files
 from topwork.bucket_files import find, is_bucket_url, new_object
 from topwork.bundle.storage.objects import Objects
@@ -154,7 +156,9 @@ def test_failed_block_writes_no_object(store: MemoryStore) -> None:
 
 def test_obstore_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, the message names the extra."""
-    monkeypatch.setitem(__import__("sys").modules, "obstore", None)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "topwork.bucket_objects", raising=False)
+    monkeypatch.delattr(topwork, "bucket_objects", raising=False)
     with pytest.raises(InvalidInput, match=r"s3://, need pip install 'topwork\[s3\]'"):
         find("s3://bucket/*.jpg", field="images")
 

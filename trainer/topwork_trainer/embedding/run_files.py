@@ -180,15 +180,8 @@ class RunBucket:
 
     def create(self, name: str, content: bytes) -> bool:
         """See RunFiles."""
-        from topwork.bundle.storage.objects import Conflict
-        from topwork.bundle.storage.storage import ABSENT
-
         with _plain_errors():
-            try:
-                self._objects.put(self._name(name), content, expected=ABSENT)
-            except Conflict:
-                return False
-            return True
+            return self._objects.create(self._name(name), content)
 
     write = create
 

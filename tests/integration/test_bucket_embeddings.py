@@ -78,7 +78,7 @@ def local(repository: Repository, photos: Path, tmp_path_factory: pytest.TempPat
 
 def run(repository: Repository, data: Path, out: Path | str, **settings: object) -> EmbedResult:
     """Embed the photos in parts of three."""
-    config = EmbedConfig(data=data, out=out, repository=repository.root, part_photos=3)  # type: ignore[arg-type]  # a Path
+    config = EmbedConfig(data=data, out=out, repository=repository.root, part_photos=3)
     return embed_photos(replace(config, **settings), lambda _: lambda _: None)  # type: ignore[arg-type]  # test values
 
 
@@ -176,8 +176,8 @@ def test_task_of_an_engine_opens_the_run_by_its_url(
 def test_kill_loses_no_part(bucket: Bucket, photos: Path, tmp_path: Path) -> None:
     """After SIGKILL there are whole parts only, and the command goes on."""
     slow = stored_backbone(tmp_path / "slow", tiny.busy_backbone_model())
-    command = [sys.executable, "-m", "topwork_trainer", "embed", photos, "--out", bucket.url]
-    options = ["--repository", slow.root, "--part-photos", "3", "--json"]
+    command = [sys.executable, "-m", "topwork_trainer", "embed", str(photos), "--out", bucket.url]
+    options = ["--repository", str(slow.root), "--part-photos", "3", "--json"]
     with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:
         servers.eventually(lambda: len(parts(bucket)) >= 2)
         process.kill()

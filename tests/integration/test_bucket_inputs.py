@@ -22,7 +22,7 @@ from support.servers import Command
 import topwork as package
 from topwork import StreamResult
 from topwork.bundle.store import Repository
-from topwork.cli import image_rows, parquet_table
+from topwork.cli import bucket_inputs, image_rows, parquet_table
 from topwork.cli.commands import cli
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
@@ -177,7 +177,7 @@ def test_object_that_is_gone_is_an_error_of_its_row(
     bucket: Bucket, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other rows are not affected."""
-    listed = image_rows.list_objects
+    listed = bucket_inputs.list_objects
 
     def deleted(url: str, *, field: str) -> Any:
         found = listed(url, field=field)

@@ -29,8 +29,8 @@ def classify(
 ) -> None:
     """Classify IMAGES (photos, texts .txt, embeddings .npy or .npz, or folders).
 
-    IMAGES may be patterns, such as 'photos/**/*.jpg'. All must be of the kind that the model takes;
-    --text gives a text itself. A file .txt is one
+    IMAGES may be patterns, such as 'photos/**/*.jpg', or lie in a bucket, 's3://bucket/*.jpg'. All
+    must be of the kind that the model takes; --text gives a text itself. A file .txt is one
     text, in UTF-8; a folder whose only files are such has texts, any other has photos. --json
     prints one object per image: image, revision, predictions, unknown_probability, is_unknown,
     error. If files of a folder were left out, a last object has the key left_out with reason, count

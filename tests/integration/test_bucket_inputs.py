@@ -159,15 +159,21 @@ def test_objects_are_read_once_in_turn(bucket: Bucket, monkeypatch: pytest.Monke
     monkeypatch.setattr(Objects, "get", counted)
     inputs = image_rows.given_inputs([f"{bucket.url}/many/*.png"], [])
     assert not requested
+    begun: list[str] = []
     answered_at: list[int] = []
+
+    def items() -> Iterator[Any]:
+        for item in inputs.items:
+            begun.append(item[0])
+            yield item
 
     def classify(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:
         for number, content in enumerate(contents):
             assert content == b"%d" % number
-            answered_at.append(len(requested))
+            answered_at.append(len(begun))
             yield StreamResult(revision=1, result=None)  # type: ignore[arg-type]  # not looked at
 
-    answers = image_rows.answered(inputs.items, lambda item: item[1](), classify)
+    answers = image_rows.answered(items(), lambda item: item[1](), classify)  # type: ignore[arg-type]  # a sequence that notes its use
     assert [name for (name, _), _ in answers] == [name for name, _ in inputs.items]
     assert all(at <= number + image_rows.AHEAD for number, at in enumerate(answered_at))
     assert len(requested) == len({*requested}) == count

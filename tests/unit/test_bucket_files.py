@@ -123,6 +123,8 @@ def test_object_is_read_up_to_the_limit(store: MemoryStore) -> None:
     obstore.delete(store, "a")
     with pytest.raises(ImageError, match="the object cannot be read: it does not exist"):
         file.read(most_bytes=9)
+    with pytest.raises(ImageError, match="the object has 5 bytes"):  # without a request
+        file.read(most_bytes=4)
 
 
 @pytest.mark.parametrize("content", [b"", b"new", bytes(3 << 20)])

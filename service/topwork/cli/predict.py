@@ -39,8 +39,8 @@ def predict(
 ) -> None:
     """Classify IMAGES with MODEL of a repository, without a server.
 
-    IMAGES are files or folders of photos, texts or embeddings, or URLs of objects in buckets, as for
-    `topwork classify`. The output is that of `topwork classify`, and the answers are the server's.
+    IMAGES are files, folders or buckets of photos, texts or embeddings, as for `topwork classify`.
+    The output is that of `topwork classify`, and the answers are the server's.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
     inputs = given_inputs(images, texts)

@@ -15,7 +15,7 @@ from support import onnx_files, servers, towers
 from support.pictures import picture
 
 from topwork import Client
-from topwork.bundle.store import Repository
+from topwork.bundle.opening import open_repository
 from topwork.errors import InvalidInput
 from topwork_trainer.backbones import timm_import
 from topwork_trainer.cli.commands import cli
@@ -113,7 +113,7 @@ def test_add_class_gives_the_head_of_a_full_fit(
     *_, finished = client.watch(client.add_class(config.model, ADDED, pairs).name)
     assert list(finished.result().revision.labels) == sorted([*LABELS, ADDED])
     both = fit(replace(config, model=f"{config.model}-all", classes=None), lambda *_: None)
-    added = Repository(config.repository).manifest(config.model, fitted.manifest.revision + 1)
+    added = open_repository(config.repository).manifest(config.model, fitted.manifest.revision + 1)
     assert added.labels == both.manifest.labels
     assert added.head == both.manifest.head
 
@@ -132,7 +132,7 @@ def test_onnx_backbone_is_described(config: FitConfig, fitted: FitResult) -> Non
     """The revision has the name, licence and file of the backbone."""
     info = fitted.backbone
     assert (info.name, info.licence, info.source) == ("own", "MIT", "own.onnx")
-    assert Repository(config.repository).added_backbones() == {"own": info.digest}
+    assert open_repository(config.repository).added_backbones() == {"own": info.digest}
 
 
 @pytest.mark.parametrize("config", ["own"], indirect=True)

@@ -6,9 +6,9 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from topwork import StreamResult
 from topwork.bundle.store import Repository
 from topwork.cli import bucket_inputs, image_rows, parquet_table
 from topwork.cli.commands import cli
+from topwork.cli.input_kinds import Item
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
 
@@ -173,7 +174,8 @@ def test_objects_are_read_once_in_turn(bucket: Bucket, monkeypatch: pytest.Monke
             answered_at.append(len(begun))
             yield StreamResult(revision=1, result=None)  # type: ignore[arg-type]  # not looked at
 
-    answers = image_rows.answered(items(), lambda item: item[1](), classify)  # type: ignore[arg-type]  # a sequence that notes its use
+    noted = cast("Sequence[Item]", items())
+    answers = image_rows.answered(noted, lambda item: item[1](), classify)
     assert [name for (name, _), _ in answers] == [name for name, _ in inputs.items]
     assert all(at <= number + image_rows.AHEAD for number, at in enumerate(answered_at))
     assert len(requested) == len({*requested}) == count

@@ -76,6 +76,12 @@ def objects(place: Place) -> Place:
     return place
 
 
+def skip_moto(place: Place) -> None:
+    """Skip races on moto, whose threads compare and write in two steps."""
+    if place.kind == "moto":
+        pytest.skip("moto's conditional writes are not atomic")
+
+
 def digest(content: bytes) -> str:
     """Return the sha256."""
     return hashlib.sha256(content).hexdigest()
@@ -190,6 +196,7 @@ def test_create_makes_a_directory_once(storage: Storage) -> None:
 
 def test_racing_creators_of_a_directory_one_wins(place: Place) -> None:
     """Of two writers that create a directory, one succeeds, and all files are its own."""
+    skip_moto(place)
     storages = [place.open(), place.open()]
     make_model(storages[0])
     for number in range(1, 9):
@@ -381,6 +388,7 @@ def test_conditional_write_rejects_a_changed_file(objects: Place) -> None:
 
 def test_racing_conditional_writers_one_wins(objects: Place) -> None:
     """Of eight writers with the same tag exactly one succeeds, and its bytes are stored."""
+    skip_moto(objects)
     storage = objects.open()
     make_model(storage)
     key = "models/colours/serving.json"

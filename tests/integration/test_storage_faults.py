@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -89,7 +89,7 @@ def test_store_without_answer_is_an_error_within_seconds(
 ) -> None:
     """Reads, writes and listings of a store that hangs raise OSError, soon."""
     proxy.rule = lambda _request: 30.0
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: storages[0].read(KEY),
         lambda: storages[0].write(KEY, b"[1]"),
         lambda: storages[0].stamps(DOCUMENTS, ()),

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from soak import tables
+from soak.place import PLACES
 from soak.soak import soak
 
 
@@ -24,7 +25,13 @@ from soak.soak import soak
     help="Time limit; fails if there were fewer kills by then.",
 )
 @click.option("--seed", type=int, help="Default: random; it is printed.")
-def main(kills: int, minutes: float, seed: int | None) -> None:
+@click.option(
+    "--place",
+    default="files",
+    type=click.Choice([*PLACES]),
+    help="files: a directory and SQLite; bucket: SeaweedFS, which is killed too, and PostgreSQL.",
+)
+def main(kills: int, minutes: float, seed: int | None, place: str) -> None:
     """Kill server, worker or both repeatedly while clients change and query three models.
 
     Exits with 1 and leaves the repository if a promise was broken.
@@ -33,9 +40,10 @@ def main(kills: int, minutes: float, seed: int | None) -> None:
     console = Console(width=110)
     console.print(f"seed {seed}")
     root = Path(tempfile.mkdtemp(prefix="topwork-soak-"))
-    with console.status("") as status:
+    with PLACES[place](root) as repository, console.status("") as status:
         result = soak(
-            root,
+            repository,
+            root / "armed",
             kills=kills,
             minutes=minutes,
             seed=seed,

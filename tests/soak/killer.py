@@ -19,7 +19,7 @@ from soak import steps
 from soak.steps import STEPS, Step
 from soak.supervisor import Supervisor
 
-Victims = Literal["server", "worker", "both"]
+Victims = Literal["server", "worker", "both", "store"]
 
 LONGEST_PAUSE = 2.5
 """Maximum of seconds between a start and the next kill."""
@@ -27,6 +27,9 @@ STEP_SECONDS = 8.0
 """Timeout of a step in seconds."""
 SHARE_OF_STEPS = 0.5
 """Share of kills at named steps; the others are at random moments."""
+
+SHARE_OF_STORE = 0.2
+"""Share of kills that hit the object store, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +72,21 @@ class Killer:
                 self._stop.wait(self._rng.uniform(0, LONGEST_PAUSE))
             else:
                 self._stop.wait(self._rng.uniform(0, 1))
-            if self._rng.random() < SHARE_OF_STEPS:
+            kill_store = self._supervisor.place.kill_store
+            if kill_store is not None and self._rng.random() < SHARE_OF_STORE:
+                self.kills.append(Kill(time=time.time(), victims="store"))
+                kill_store()
+            elif self._rng.random() < SHARE_OF_STEPS:
                 self._at_step(next(targets))
             else:
                 self._at_random(self._rng.choice(["server", "worker", "both"]))
             self._on_kill(len(self.kills))
 
     def _targets(self) -> Iterator[Step]:
+        bucket = self._supervisor.place.kill_store is not None
+        steps = [step for step in STEPS if step.is_in(bucket=bucket)]
         while True:
-            yield from self._rng.sample(STEPS, len(STEPS))
+            yield from self._rng.sample(steps, len(steps))
 
     def _at_random(self, victims: Victims) -> None:
         server = self._supervisor.server().process

@@ -136,13 +136,19 @@ class LifecycleClient(ChangeClient):
 
     def _check_head(self, model: str, changes: list[Change]) -> None:
         """Check that a model answers, and has the head of a fit on the photos of ``changes``."""
-        manifest = self._repository.manifest(model, self._repository.serving(model))
+        with self._supervisor.place.steady:
+            manifest = self._repository.manifest(model, self._repository.serving(model))
         pairs = frozenset(
             (self._pool.digest(name), change.label) for change in changes for name in change.images
         )
-        fitted = learn(self._pool.exemplars(pairs), seed=manifest.seed, recipe=manifest.recipe)
+        exemplars = self._pool.exemplars(pairs)
+        fitted = learn(exemplars, seed=manifest.seed, recipe=manifest.recipe)
         if sha256(to_onnx(fitted.head)) != manifest.head:
-            self._ledger.fail(f"{model} revision {manifest.revision} is not a fit of {changes}")
+            same = exemplars.data_digest() == manifest.data_digest
+            self._ledger.fail(
+                f"{model} revision {manifest.revision} is not a fit of {changes}, "
+                f"{'though' if same else 'and'} its examples are {'' if same else 'not '}theirs"
+            )
         for change in changes:
             answer = self._supervisor.retry(
                 lambda client, label=change.label: client.classify(  # type: ignore[misc]  # mypy cannot infer a lambda's default

@@ -46,10 +46,12 @@ class Maintainer:
         """Return the manifest of a revision, even if gc deleted it since."""
         with self._lock:
             manifest = self._manifests.get((model, revision))
-            if manifest is None:
+        if manifest is None:
+            with self._supervisor.place.steady:
                 manifest = self._repository.manifest(model, revision)
+            with self._lock:
                 self._manifests[model, revision] = manifest
-            return manifest
+        return manifest
 
     def all_manifests(self) -> dict[str, list[Manifest]]:
         """Return the manifests of all revisions ever published, oldest first."""
@@ -67,29 +69,36 @@ class Maintainer:
     def check(self) -> None:
         """Check repeatedly that fsck finds no error and the serving revisions load."""
         while not self._stop.wait(CHECK_PAUSE):
-            for problem in check(self._repository):
-                if problem.severity == "error":
-                    self._ledger.fail(f"fsck: {problem.path}: {problem.text}")
-            for model in MODELS:
-                try:
-                    serving = self._repository.manifest(model, self._repository.serving(model))
-                    self._repository.head(serving)
-                    self._repository.exemplars(serving.exemplars)
-                except (Corrupt, NotFound) as error:
-                    self._ledger.fail(f"{model} cannot be loaded: {error}")
-            self._ledger.count("checks", "fsck and load during the soak")
+            with self._supervisor.place.steady:
+                self._check()
+
+    def _check(self) -> None:
+        for problem in check(self._repository):
+            if problem.severity == "error":
+                self._ledger.fail(f"fsck: {problem.path}: {problem.text}")
+        for model in MODELS:
+            try:
+                serving = self._repository.manifest(model, self._repository.serving(model))
+                self._repository.head(serving)
+                self._repository.exemplars(serving.exemplars)
+            except (Corrupt, NotFound) as error:
+                self._ledger.fail(f"{model} cannot be loaded: {error}")
+        self._ledger.count("checks", "fsck and load during the soak")
 
     def collect(self) -> None:
         """Run gc repeatedly."""
         spare_hours = itertools.cycle(SPARE_HOURS)
         while not self._stop.wait(GC_PAUSE):
-            self.all_manifests()
-            with self._supervisor.cleanup_lock:
+            with self._supervisor.cleanup_lock, self._supervisor.place.steady:
+                self.all_manifests()
                 self.gc("--spare-hours", str(next(spare_hours)))
 
     def gc(self, *options: str) -> None:
         """Run gc; a failure is a violation."""
-        command = [sys.executable, "-m", "topwork.cli", "gc", str(self._repository.root), *options]
+        place = self._supervisor.place
+        if place.database:
+            options = (*options, "--database", place.database)
+        command = [sys.executable, "-m", "topwork.cli", "gc", str(place.location), *options]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             self._ledger.fail(f"gc ended with {ended.returncode}: {ended.stderr}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -73,12 +72,10 @@ class Pool:
             contents=self._exemplars.contents[rows],
         )
 
-    def repository(self, root: Path) -> Repository:
-        """Return a new repository with all models."""
-        made = Repository(root)
+    def fill(self, made: Repository) -> None:
+        """Publish all models in a new repository."""
         for model in MODELS:
             tiny.publish(made, model, self.exemplars(self.first()))
-        return made
 
 
 def colour_of(label: str) -> str:

@@ -14,6 +14,7 @@ from soak.killer import Kill, Killer
 from soak.ledger import Ledger
 from soak.lifecycle import LifecycleClient
 from soak.maintainer import Maintainer
+from soak.place import Place
 from soak.pool import MODELS, Pool
 from soak.supervisor import Supervisor
 from soak.verifier import Verifier
@@ -38,22 +39,24 @@ class SoakResult:
 
 
 def soak(
-    root: Path,
+    place: Place,
+    armed: Path,
     *,
     kills: int,
     minutes: float,
     seed: int,
     on_kill: Callable[[int], None] = lambda _done: None,
 ) -> SoakResult:
-    """Soak a new repository below ``root`` until ``kills`` are done or the time is up.
+    """Soak a new repository at ``place`` until ``kills`` are done or the time is up.
 
-    ``on_kill`` is called with the number of kills after each attempt.
+    ``armed`` is the file that names the next step to die at. ``on_kill`` is called with the number
+    of kills after each attempt.
     """
     start = time.monotonic()
     pool, ledger, stop = Pool(), Ledger(), threading.Event()
-    repository = pool.repository(root / "repository")
-    armed = root / "armed"
-    supervisor = Supervisor(repository, armed, ledger, seed)
+    repository = place.open()
+    pool.fill(repository)
+    supervisor = Supervisor(place, repository, armed, ledger, seed)
     maintainer = Maintainer(repository, supervisor, ledger, stop)
     killer = Killer(supervisor, armed, seed, stop, on_kill)
     change_clients = [

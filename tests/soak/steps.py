@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ class Step:
     at_start: bool = False
     """True if the step is only reached when the process starts."""
 
+    def is_in(self, *, bucket: bool) -> bool:
+        """Return True if it is reached with a repository in a bucket, or in files."""
+        return self.target != (_WRITTEN if bucket else _PUT)
+
 
 _STORE = "topwork.bundle.store:Repository"
 _WORKER = "topwork.changes.worker"
@@ -42,6 +47,7 @@ _QUEUE = "topwork.changes.queue"
 _LIFECYCLE = "topwork.changes.lifecycle"
 _REGISTRY = "topwork.serving.registry:Registry"
 _WRITTEN = "topwork.bundle.files:_write_synced"
+_PUT = "topwork.bundle.storage.objects:Objects.put"
 
 STEPS = (
     # Server, in the order of start, accepting a change, and serving its revision.
@@ -53,6 +59,7 @@ STEPS = (
         at_start=True,
     ),
     Step(name="image half stored", process="server", target=_WRITTEN),
+    Step(name="object written", process="server", target=_PUT),
     Step(name="image stored", process="server", target=f"{_STORE}.put_image"),
     Step(
         name="upload stored, not yet queued",
@@ -69,7 +76,7 @@ STEPS = (
     Step(name="rollback decided", process="server", target=f"{_STORE}.set_serving", before=True),
     Step(name="rolled back", process="server", target=f"{_STORE}.set_serving"),
     Step(name="model created", process="server", target=f"{_LIFECYCLE}:Lifecycle.create"),
-    Step(name="copy half written", process="server", target=f"{_LIFECYCLE}:_write_copy"),
+    Step(name="copy read", process="server", target=f"{_LIFECYCLE}:_copied_files"),
     Step(name="model copied", process="server", target=f"{_LIFECYCLE}:Lifecycle.copy"),
     Step(name="model deleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.delete"),
     Step(name="model undeleted", process="server", target=f"{_LIFECYCLE}:Lifecycle.undelete"),
@@ -87,6 +94,7 @@ STEPS = (
     Step(name="embedding begins", process="worker", target=f"{_WORKER}:Trainer.embed", before=True),
     Step(name="image read", process="worker", target=f"{_STORE}.image"),
     Step(name="file half written", process="worker", target=_WRITTEN),
+    Step(name="object written", process="worker", target=_PUT),
     Step(name="shard stored", process="worker", target=f"{_STORE}.put_shard"),
     Step(name="embedding ends", process="worker", target=f"{_WORKER}:Trainer.embed"),
     Step(name="solving begins", process="worker", target=f"{_WORKER}:Trainer.solve", before=True),
@@ -134,8 +142,9 @@ def install(process: Process) -> None:
     """Install the hooks of all steps of this process."""
     armed = Path(os.environ[ARMED])
     own: dict[str, list[Step]] = {}
+    bucket = any(argument.startswith("s3://") for argument in sys.argv)
     for step in STEPS:
-        if step.process == process:
+        if step.process == process and step.is_in(bucket=bucket):
             own.setdefault(step.target, []).append(step)
     for target, steps in own.items():
         wrap(target, functools.partial(_hooked, steps=steps, armed=armed))

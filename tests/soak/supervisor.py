@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import sys
@@ -17,8 +16,8 @@ from support.servers import TIMEOUT, Running
 
 from soak import steps
 from soak.ledger import Ledger
+from soak.place import Place
 from topwork import CallFailed, Client
-from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
 
@@ -35,7 +34,10 @@ MOST_SECONDS = 600.0
 class Supervisor:
     """Runs one server with its worker after another on one repository."""
 
-    def __init__(self, repository: Repository, armed: Path, ledger: Ledger, seed: int) -> None:
+    def __init__(
+        self, place: Place, repository: Repository, armed: Path, ledger: Ledger, seed: int
+    ) -> None:
+        self.place = place
         self.repository = repository
         self.servers: list[Running] = []
         self.cleanup_lock = threading.Lock()
@@ -102,18 +104,14 @@ class Supervisor:
 
     def age_temporary_files(self) -> None:
         """Make temporary files old enough to be deleted; no process may be writing."""
-        past = time.time() - 2 * ABANDONED_AFTER
-        for path in self.repository.root.rglob(f"{TEMPORARY}*"):
-            os.utime(path, (past, past))
-            self._ledger.count("temporary files", "half-written")
+        self._ledger.count("temporary files", "half-written", self.place.age_temporary_files())
 
     def _supervise(self) -> None:
         while not self._stopping:
             server = Running(
-                [sys.executable, "-m", "soak.server", "serve", "--repository",
-                 str(self.repository.root), "--address", "127.0.0.1:0", "--provider", "cpu",
-                 "--log-format", "json"],
-                self.repository.root,
+                [sys.executable, "-m", "soak.server", "serve", *self.place.options(),
+                 "--address", "127.0.0.1:0", "--provider", "cpu", "--log-format", "json"],
+                self._armed.parent,
                 {steps.ARMED: str(self._armed)},
             )  # fmt: skip
             self.servers.append(server)
@@ -132,7 +130,7 @@ class Supervisor:
 
     def _check_repository(self) -> None:
         """Run fsck while no process runs, and age temporary files for the next worker to delete."""
-        with self.cleanup_lock:
+        with self.cleanup_lock, self.place.steady:
             self.age_temporary_files()
             for problem in check(self.repository):
                 if problem.severity == "error":

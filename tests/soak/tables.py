@@ -19,7 +19,7 @@ STARTS = {"ready": ("server", "both"), "worker ready": ("server", "worker", "bot
 def show(result: SoakResult, console: Console) -> None:
     """Print all tables, then the violations."""
     kills = Table("kill -9", "at a random moment", "at a named step", "in all")
-    for victims in ("server", "worker", "both"):
+    for victims in ("server", "worker", "both", "store"):
         own = [kill for kill in result.kills if kill.victims == victims]
         steps = sum(bool(kill.step) for kill in own)
         kills.add_row(victims, str(len(own) - steps), str(steps), str(len(own)))

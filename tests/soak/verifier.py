@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from functools import partial
 
@@ -242,11 +241,8 @@ class Verifier:
 
     def _check_storage(self) -> None:
         """Check the database's integrity, and that fsck finds no problem after a last gc."""
-        with sqlite3.connect(self._repository.root / "operations.sqlite") as database:
-            (integrity,) = database.execute("PRAGMA integrity_check").fetchone()
-        database.close()
-        if integrity != "ok":
-            self._ledger.fail(f"operations.sqlite: {integrity}")
+        if damage := self._supervisor.place.database_damage():
+            self._ledger.fail(damage)
         self._supervisor.age_temporary_files()
         self._maintainer.gc("--spare-hours", "0", "--deleted-days", "0")
         for problem in check(self._repository):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import re
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 CUT_BEFORE, CUT_AFTER = "cut before", "cut after"
 """Connections that break before or after the server has got the request."""
@@ -93,7 +93,7 @@ def running(upstream: int) -> Iterator[Proxy]:
             thread.join()
 
 
-def _read(stream: BinaryIO) -> Request | None:
+def _read(stream: io.BufferedIOBase) -> Request | None:
     line = stream.readline().decode("latin-1").split()
     if len(line) < 2:
         return None
@@ -105,7 +105,7 @@ def _read(stream: BinaryIO) -> Request | None:
     return Request(line[0], line[1], tuple(headers), stream.read(length))
 
 
-def _answer(proxy: Proxy, request: Request, stream: BinaryIO) -> bool:
+def _answer(proxy: Proxy, request: Request, stream: io.BufferedIOBase) -> bool:
     """Answer a request; return False if the connection ends."""
     proxy.requests.append(request)
     fault = proxy.rule(request)
@@ -155,7 +155,11 @@ def _forward(proxy: Proxy, request: Request) -> tuple[int, list[tuple[str, str]]
 
 
 def _send(
-    stream: BinaryIO, request: Request, status: int, headers: list[tuple[str, str]], body: bytes
+    stream: io.BufferedIOBase,
+    request: Request,
+    status: int,
+    headers: list[tuple[str, str]],
+    body: bytes,
 ) -> None:
     lines = [f"HTTP/1.1 {status} {http.client.responses[status]}"]
     lines += [f"{name}: {value}" for name, value in headers]

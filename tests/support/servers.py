@@ -26,6 +26,7 @@ from google.rpc import error_details_pb2
 from support.deaths import DEATHS, arrange
 from support.forks import ForkedProcess
 from topwork import CallFailed
+from topwork.bundle.location import to_location
 from topwork.client import calls
 from topwork.config import ServeConfig
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
@@ -288,7 +289,7 @@ def main() -> None:
     """Serve with the settings of the JSON in argv."""
     settings = json.loads(sys.argv[1])
     for name in settings.keys() & PATHS:
-        settings[name] = Path(settings[name])
+        settings[name] = to_location(settings[name])
     config = _Config(
         **{
             "address": "127.0.0.1:0",

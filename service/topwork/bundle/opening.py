@@ -22,11 +22,12 @@ def open_storage(
     if isinstance(location, Path):
         return FileStorage(location)
     from topwork.bundle.storage.buckets import open_bucket
+    from topwork.bundle.storage.database_locks import locks_of
 
     cache = cache or ObjectCache()
     return open_bucket(
         location,
-        database=database,
+        locks=locks_of(database, location),
         cache_directory=cache.directory,
         cache_bytes=cache.size,
         writes=writes,

@@ -32,6 +32,7 @@ from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_s
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.model_directories import MODELS, ModelDirectories
 from topwork.bundle.names import check_model
+from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
 from topwork.bundle.storage.storage import ABSENT, Storage, Tag
@@ -51,8 +52,9 @@ class Repository(ModelDirectories):
 
         Ignores directories without a valid model name, such as a manual copy.
         """
-        names = self.model_names()
-        return [name for name in names if self.storage.exists(self.serving_key(name))]
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(self.storage.stamps([SERVING], ()))
+        return []
 
     def revisions(self, model: str) -> list[int]:
         """Return the numbers of all published revisions, oldest first. Raises NotFound."""

@@ -1,6 +1,7 @@
 """Database of operations: connection, schema, integrity check, and its record in the repository.
 
-DBOS keeps operations in a SQLite file in the repository by default, in PostgreSQL by URL.
+DBOS keeps operations in a SQLite file in the repository by default, in PostgreSQL by URL. A
+repository in a bucket has no default.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus, e
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from topwork.bundle import files
+from topwork.bundle.location import Location
+from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.storage import Storage
 from topwork.changes import rows
-from topwork.errors import Unavailable
+from topwork.errors import InvalidInput, Unavailable
 
 APPLICATION = "topwork"
 
@@ -34,34 +38,47 @@ POLL_SECONDS = 0.2
 A poll takes 7 ms of a core: with 0.09 s an idle worker took 8.5 % of a core, with 0.2 s it takes 5.
 """
 
+RECORD = "operations.database"
+"""Key of the file with the kind of database, if it is not the default."""
+
 MADE = ".made"
 """Suffix of the marker beside a SQLite file: if the file is missing, it was lost."""
 
 
-def database_url(root: Path) -> str:
-    """Return the URL of the default database: a SQLite file in the repository."""
-    return f"sqlite:///{root.absolute() / 'operations.sqlite'}"
+def database_url(location: Location) -> str:
+    """Return the URL of the default database: a SQLite file in the repository.
+
+    Raises InvalidInput for a bucket, which can have none.
+    """
+    if isinstance(location, Path):
+        return _own_url(location)
+    raise InvalidInput(
+        "a repository in a bucket needs a database of operations: "
+        "give --database postgresql://user@host/topwork or, for a single host, "
+        "--database sqlite:////path/operations.sqlite",
+        field="database",
+    )
 
 
-def note_database(root: Path, url: str) -> None:
+def note_database(storage: Storage | Path, url: str) -> None:
     """Record in the repository that its operations are in another database, if they are.
 
     The record has the kind of database, not its URL, which may have a password.
     """
-    record = _record(root)
-    if url != database_url(root) and not record.exists():
-        files.write_file(record, f"{url.partition(':')[0]}\n".encode())
+    storage = _storage(storage)
+    if url != _default(storage) and not storage.exists(RECORD):
+        storage.write(RECORD, f"{url.partition(':')[0]}\n".encode())
 
 
-def noted_database(root: Path) -> str:
+def noted_database(storage: Storage | Path) -> str:
     """Return the recorded kind of another database with the repository's operations, or ``""``."""
-    record = _record(root)
-    return record.read_text().strip() if record.exists() else ""
+    storage = _storage(storage)
+    return storage.read(RECORD).decode().strip() if storage.exists(RECORD) else ""
 
 
-def own_database(root: Path) -> str:
+def own_database(storage: Storage | Path) -> str:
     """Return the URL of the repository's own database if it has or had one, or ``""``."""
-    url = database_url(root)
+    url = _default(_storage(storage))
     path = _file(url)
     return url if path is not None and (path.exists() or _marker(path).exists()) else ""
 
@@ -125,13 +142,14 @@ def pending_images(url: str) -> set[str]:
     return {digest for row in unfinished for digest in rows.uploads(row)}
 
 
-def damage(root: Path) -> str:
+def damage(storage: Storage | Path) -> str:
     """Return the damage of the repository's own database; empty if it is intact.
 
     Reads only; writers wait meanwhile.
     """
-    path = _file(database_url(root))
-    assert path is not None, "the default database is a file"
+    path = _file(_default(_storage(storage)))
+    if path is None:
+        return ""
     try:
         _check_not_lost(path)
         if not path.exists():
@@ -185,5 +203,14 @@ def _marker(path: Path) -> Path:
     return path.with_name(path.name + MADE)
 
 
-def _record(root: Path) -> Path:
-    return root / "operations.database"
+def _storage(storage: Storage | Path) -> Storage:
+    return FileStorage(storage) if isinstance(storage, Path) else storage
+
+
+def _default(storage: Storage) -> str:
+    """Return the URL of a repository's own database; empty for a bucket."""
+    return _own_url(storage.root) if isinstance(storage, FileStorage) else ""
+
+
+def _own_url(root: Path) -> str:
+    return f"sqlite:///{root.absolute() / 'operations.sqlite'}"

@@ -1,4 +1,4 @@
-"""Leases of workers, as file locks, and takeover of the orphaned operations of dead workers.
+"""Leases of workers, and takeover of the orphaned operations of dead workers.
 
 DBOS returns a worker only the operations of its own executor name. Those of a worker that never
 starts again would stay PENDING, and block their models, for ever.
@@ -6,23 +6,23 @@ starts again would stay PENDING, and block their models, for ever.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 import structlog
 from dbos import DBOSClient, error
 from sqlalchemy.exc import SQLAlchemyError
 
-from topwork.bundle import files
+from topwork.bundle.location import Location
 from topwork.bundle.names import check_model
+from topwork.bundle.storage.database_locks import locks_of
+from topwork.bundle.storage.file_locks import FileLocks
+from topwork.bundle.storage.locks import Lease, Locks
 from topwork.changes.database import CHANGE, QUEUE
 from topwork.errors import InvalidInput
 
@@ -35,47 +35,64 @@ MAX_NAME_BYTES = 200
 """Raising it allows longer executor names; a lock file's name, quoted, may have 255 bytes."""
 
 
+class Leases:
+    """Locks of a repository's workers: leases of their names, and locks of the models they change.
+
+    A directory has them as files, also for workers of earlier releases. Those of a bucket are in
+    the database of operations.
+    """
+
+    def __init__(self, location: Location, url: str) -> None:
+        """Take the repository's location, and the URL of its database of operations."""
+        self.files: FileLocks | None = None
+        self.executors: Locks
+        self.models: Locks
+        if isinstance(location, Path):
+            self.executors = self.files = FileLocks(location / "workers")
+            self.models = FileLocks(location / "workers" / "models")
+        else:
+            # Not by the bucket: the workers of another one take operations from the same queue.
+            executors, models = (locks_of(url, name) for name in ("workers", "models"))
+            assert executors is not None, "an empty URL of a database was refused"
+            assert models is not None, "an empty URL of a database was refused"
+            self.executors, self.models = executors, models
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The lease of an executor's name; it ends with the process that holds it."""
 
     executor: str
-    path: Path
-    file: IO[str]
-    """Holds the lock while it is open."""
+    leases: Leases
+    lease: Lease
 
     def held(self) -> bool:
-        """Return True unless the lock file was deleted or replaced."""
-        try:
-            return os.path.samestat(self.path.stat(), os.fstat(self.file.fileno()))
-        except FileNotFoundError:
-            return False
+        """Return True unless the lock file was deleted or replaced, or the connection was lost."""
+        return self.lease.held()
+
+    def release(self) -> None:
+        """Give the name back."""
+        self.lease.release()
 
 
-def claim(root: Path, executor: str, *, on_wait: Callable[[], None] = lambda: None) -> Claim:
-    """Claim an executor's name in the repository ``root``; waits for a worker that holds it.
+def claim(leases: Leases, executor: str, *, on_wait: Callable[[], None] = lambda: None) -> Claim:
+    """Claim an executor's name; waits for a worker that holds it.
 
-    ``on_wait`` is called before waiting. Raises InvalidInput for an empty or too long name.
+    ``on_wait`` is called before waiting. Raises InvalidInput for an empty or too long name, OSError
+    if the locks cannot be reached.
     """
-    path = _lock_file(root, check_executor(executor))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = path.open("a")
-        if not _try_lock(file):
-            log.info("another worker has this executor's name; waiting", executor=executor)
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        claimed = Claim(executor=executor, path=path, file=file)
-        if claimed.held():
-            # Else a power failure may lose the file, and no worker would take over its operations.
-            files.sync_directory(path.parent)
-            return claimed
-        file.close()  # deleted while this waited: other workers would lock a new file
+
+    def waits() -> None:
+        log.info("another worker has this executor's name; waiting", executor=executor)
+        on_wait()
+
+    lease = leases.executors.claim(check_executor(executor), on_wait=waits)
+    return Claim(executor=executor, leases=leases, lease=lease)
 
 
 def check_executor(executor: str) -> str:
     """Return the name of an executor. Raises InvalidInput for an empty or too long name."""
-    if not executor or len(_lock_file(Path(), executor).name) > MAX_NAME_BYTES:
+    if not executor or len(quote(executor, safe="")) > MAX_NAME_BYTES - len(".lock"):
         raise InvalidInput(
             f"executor {executor[:80]!r} must be 1 to {MAX_NAME_BYTES} plain characters",
             field="executor",
@@ -83,17 +100,14 @@ def check_executor(executor: str) -> str:
     return executor
 
 
-@contextmanager
-def lock_model(root: Path, model: str) -> Iterator[None]:
+def lock_model(leases: Leases, model: str) -> AbstractContextManager[Callable[[], None]]:
     """Hold a model's lock against other changes of the model, on any host.
 
     The queue's partitions are not enough on PostgreSQL: while a worker takes an operation, another
-    may get an operation of the same model that was queued in between.
+    may get an operation of the same model that was queued in between. Yields a function that
+    raises LockLost if the lock was lost.
     """
-    directory = root / "workers" / "models"
-    directory.mkdir(parents=True, exist_ok=True)
-    with files.locked(directory / f"{check_model(model)}.lock"):
-        yield
+    return leases.models.locked(check_model(model))
 
 
 class Takeover:
@@ -119,7 +133,7 @@ class Takeover:
         while True:
             time.sleep(CHECK_SECONDS)
             if not self._own.held():
-                return f"{self._own.path} was deleted: other workers assume that this one is dead"
+                return f"{self._lost()}: other workers assume that this one is dead"
             try:
                 self.requeue_orphaned()
                 not_running = self.not_running()
@@ -138,14 +152,17 @@ class Takeover:
         for executor, operations in self._pending().items():
             if executor == self._own.executor:
                 continue
-            try:
-                file = _lock_file(self._own.path.parent.parent, executor).open("r+")
-            except FileNotFoundError:
-                self._log_unknown(executor)
+            files = self._own.leases.files
+            if files is not None and not files.path(executor).exists():
+                self._log_unknown(executor, files.path(executor))
                 continue
-            with file:
-                if _try_lock(file):  # it is dead, and cannot start again before this is done
-                    requeued += self._requeue(executor, operations)
+            lease = self._own.leases.executors.try_claim(executor)
+            if lease is None:
+                continue
+            try:  # it is dead, and cannot start again before this is done
+                requeued += self._requeue(executor, operations)
+            finally:
+                lease.release()
         return requeued
 
     def not_running(self) -> set[str]:
@@ -179,7 +196,13 @@ class Takeover:
             pending[workflow.executor_id or ""].add(workflow.workflow_id)
         return pending
 
-    def _log_unknown(self, executor: str) -> None:
+    def _lost(self) -> str:
+        files = self._own.leases.files
+        if files is not None:
+            return f"{files.path(self._own.executor)} was deleted"
+        return "the lock of this worker's name was lost"
+
+    def _log_unknown(self, executor: str, path: Path) -> None:
         """Log once that an executor has no lock file here: it may run with another repository."""
         if executor not in self._unknown:
             self._unknown.add(executor)
@@ -187,18 +210,5 @@ class Takeover:
                 "operations of an unknown worker wait; does it have another repository? "
                 "If it is dead, create its lock file",
                 executor=executor,
-                file=str(_lock_file(self._own.path.parent.parent, executor)),
+                file=str(path),
             )
-
-
-def _lock_file(root: Path, executor: str) -> Path:
-    return root / "workers" / f"{quote(executor, safe='')}.lock"
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Lock ``file`` without waiting; return True if that succeeded."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

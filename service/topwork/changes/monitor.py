@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -63,7 +62,7 @@ class Monitor:
         telemetry: Telemetry,
     ) -> None:
         """Take the serving models' names; the first ``most_models`` have a metric of their own."""
-        self._root = repository.root
+        self._storage = repository.storage
         self._operations = operations
         self._quotas = quotas
         self._models = models
@@ -101,9 +100,10 @@ class Monitor:
         else:
             self._metrics.database.set(1)
         with contextlib.suppress(OSError):  # the registry logs a repository that cannot be read
-            disk = await asyncio.to_thread(os.statvfs, self._root)
-            self._metrics.free_bytes.set(disk.f_bavail * disk.f_frsize)
-            self._metrics.free_inodes.set(disk.f_favail if disk.f_files else float("inf"))
+            space = await asyncio.to_thread(self._storage.space)
+            free, inodes = (space.free_bytes, space.free_files) if space else (None, None)
+            self._metrics.free_bytes.set(float("inf") if free is None else free)
+            self._metrics.free_inodes.set(float("inf") if inodes is None else inodes)
 
     async def measure_models(self) -> None:
         """Set the bytes of the models, and remove those of the deleted ones."""

@@ -29,7 +29,7 @@ from topwork.training.backbone_session import (
     UsedBackbone,
     open_backbone_session,
 )
-from topwork.training.embed import embed
+from topwork.training.embed import embed, stored_image
 
 log = structlog.get_logger(__name__)
 
@@ -167,7 +167,7 @@ class Embedder:
                 ImageSource(
                     name=upload.name,
                     label=upload.label or job.label,
-                    read=partial(self._repository.image, upload.digest),
+                    read=partial(stored_image, self._repository, upload.digest),
                 )
                 for upload in job.uploads
             ],

@@ -39,7 +39,7 @@ class Operations:
     def __init__(
         self, url: str, repository: Repository, limits: ServerLimits = DEFAULT_LIMITS
     ) -> None:
-        self._queue = Queue(url, repository.root)
+        self._queue = Queue(url, repository.storage)
         self._repository = repository
         self._limits = limits
         self._submitting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
 from dbos import DBOSClient, WorkflowStatus, error
 
 from topwork.bundle.documents import to_data
+from topwork.bundle.storage.storage import Storage
 from topwork.changes import rows
 from topwork.changes.database import CHANGE, QUEUE, available, connect, note_database
 from topwork.changes.jobs import Job
@@ -44,10 +44,10 @@ class OperationFilter:
 class Queue:
     """The server's side of the queue. All methods except ``start`` raise Unavailable."""
 
-    def __init__(self, url: str, root: Path) -> None:
-        """Take the database's URL and the repository's directory."""
+    def __init__(self, url: str, storage: Storage) -> None:
+        """Take the database's URL and the repository's storage."""
         self._url = url
-        self._root = root
+        self._storage = storage
         self._client: DBOSClient | None = None
         self._connecting = asyncio.Lock()
 
@@ -196,7 +196,7 @@ class Queue:
         async with self._connecting:
             if self._client is None:
                 try:
-                    await asyncio.to_thread(note_database, self._root, self._url)
+                    await asyncio.to_thread(note_database, self._storage, self._url)
                 except OSError as failed:
                     text = f"the repository cannot be written: {failed.strerror}"
                     raise Unavailable(text, reason="STORAGE") from failed

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,8 +21,10 @@ from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
+from topwork.bundle.storage.locks import LockLost
+from topwork.bundle.storage.storage import Unreachable
 from topwork.changes import database
-from topwork.changes.executors import Takeover, claim, lock_model
+from topwork.changes.executors import Leases, Takeover, claim, lock_model
 from topwork.changes.jobs import (
     ChangeOutcome,
     ChangeResult,
@@ -53,6 +54,10 @@ MOST_RECOVERIES = 1_000_000
 PROGRESS_SECONDS = 0.1
 """Raising it reports progress less often, with fewer database writes."""
 
+PATIENCE_SECONDS = 600.0
+"""Raising it lets changes survive a longer outage of the store of a bucket."""
+
+RETRY_SECONDS = 1.0
 
 OnWorking = Callable[[bool], None]
 """Callback: True once this worker, or another of its name, runs changes; False until then."""
@@ -96,12 +101,12 @@ def work(config: WorkerConfig, on_working: OnWorking) -> None:
 
 def _work(config: WorkerConfig, on_working: OnWorking) -> str:
     """Run operations; return the reason if this process must exit."""
-    root = config.repository
-    url = config.database or database.database_url(root)
-    claimed = claim(root, config.executor, on_wait=lambda: on_working(True))
+    url = config.database or database.database_url(config.repository)
+    leases = Leases(config.repository, url)
+    claimed = claim(leases, config.executor, on_wait=lambda: on_working(True))
     on_working(False)
-    database.note_database(root, url)
     repository = config.open_repository(publishes=True)
+    database.note_database(repository.storage, url)
     for key in repository.sweep():
         log.info("swept", key=key)
     DBOS(
@@ -116,11 +121,11 @@ def _work(config: WorkerConfig, on_working: OnWorking) -> str:
     )
     logs.adopt("dbos")
     running: set[str] = set()
-    _register(Trainer(repository, cores=config.cores, limits=config.limits), root, running)
+    _register(Trainer(repository, cores=config.cores, limits=config.limits), leases, running)
     takeover = Takeover(claimed, database.connect(url), running)
     takeover.recover()
     DBOS.launch()
-    log.info("worker ready", repository=str(root), executor=config.executor)
+    log.info("worker ready", repository=str(repository.storage), executor=config.executor)
     on_working(True)
     return takeover.watch()
 
@@ -131,7 +136,7 @@ def _exit_with_parent(parent: Connection) -> None:
     os._exit(0)  # the next worker repeats the interrupted steps
 
 
-def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
+def _register(trainer: Trainer, leases: Leases, running: set[str]) -> None:
     """Register the workflow and its steps with DBOS, which stores the result of each step.
 
     ``running`` has the ids of the operations that run in this process.
@@ -158,7 +163,7 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
 
     embed_step, solve_step, serve_step = _step(embed), _step(solve), _step(serve)
 
-    def attempt(data: Any, job: Job) -> ChangeResult:
+    def attempt(data: Any, job: Job, check: Callable[[], None]) -> ChangeResult:
         embedded = embed_step(data)
         solved = solve_step(data, embedded.value)
         candidate = from_data(solved.value, Candidate)
@@ -172,6 +177,7 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
         result = replace(candidate.result, seconds=seconds)
         if not candidate.published:
             return result
+        check()
         served = serve_step(data, to_data(result), embedded.value)
         return replace(result, seconds=replace(seconds, publishing=served.seconds))
 
@@ -179,20 +185,23 @@ def _register(trainer: Trainer, root: Path, running: set[str]) -> None:
     def change(data: Any) -> Any:
         try:
             job = from_data(data, Job)
-            with _listed_in(running), lock_model(root, job.model):
-                return to_data(replace(attempts(data, job), ended=time.time()))
+            with _listed_in(running), lock_model(leases, job.model) as check:
+                return to_data(replace(attempts(data, job, check), ended=time.time()))
         except Corrupt as failed:  # a newer version accepted it, or ran a step
             return to_data(ChangeOutcome(failure=_failure(failed)))
         except SQLAlchemyError:
             log.exception("database cannot be used", id=DBOS.workflow_id)
             os._exit(GAVE_UP)  # the next worker continues after the last step
+        except LockLost:
+            log.exception("the model's lock cannot be held", id=DBOS.workflow_id)
+            os._exit(GAVE_UP)
         except OSError as failed:  # from the model's lock: steps store their own
             return to_data(ChangeOutcome(failure=_storage_failure(failed)))
 
-    def attempts(data: Any, job: Job) -> ChangeOutcome:
+    def attempts(data: Any, job: Job, check: Callable[[], None]) -> ChangeOutcome:
         for again in reversed(range(ATTEMPTS)):
             try:
-                result = attempt(data, job)
+                result = attempt(data, job, check)
             except _StepFailed as failed:
                 failure = failed.failure
                 if again and failure.reason in OVERTAKEN:
@@ -255,7 +264,7 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         started = time.time()
         value = failure = None
         try:
-            value = to_data(work(*arguments))
+            value = to_data(_patiently(work, *arguments))
         except TopworkError as failed:
             failure = _failure(failed)
         except OSError as failed:  # such as a full disk
@@ -270,6 +279,19 @@ def _step(work: Callable[..., Any]) -> Callable[..., _StepDone]:
         return done
 
     return call
+
+
+def _patiently(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of ``work``, repeated while the store of a bucket cannot be reached."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return work(*arguments)
+        except Unreachable as failed:
+            if time.monotonic() > end:
+                raise
+            log.warning("bucket cannot be reached", id=DBOS.workflow_id, error=str(failed))
+        time.sleep(RETRY_SECONDS)
 
 
 def _failure(failed: TopworkError) -> Failure:

@@ -15,18 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from topwork import tables
 from topwork.bundle.blobs import KINDS
+from topwork.bundle.location import Location
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
+from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
+from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository
 from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
+from topwork.repository_option import RepositoryType
 from topwork.terminal import Console
 
-repository_argument = click.argument(
-    "repository", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+repository_argument = click.argument("repository", type=RepositoryType(exists=True))
 
 
 def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...])
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
 @click.option(
     "--database",
+    envvar="TOPWORK_DATABASE",
     callback=check_url,
     default="",
     show_default=False,
@@ -78,7 +82,7 @@ def check_digests(_: click.Context, __: click.Parameter, given: tuple[str, ...])
 )
 @json_output
 def gc(
-    repository: Path,
+    repository: Location,
     keep: int,
     spare_hours: float,
     deleted_days: float,
@@ -94,10 +98,11 @@ def gc(
     """
     from topwork.changes.database import pending_images
 
-    urls = _databases(repository, database)
+    opened = existing_repository(repository, database=database, writes=not dry_run)
+    urls = _databases(opened.storage, database)
     with _disk_errors():
         found = collect(
-            open_repository(repository),
+            opened,
             keep=keep,
             spare_seconds=spare_hours * 3600,
             deleted_seconds=deleted_days * 86400,
@@ -118,7 +123,9 @@ def gc(
 @trusted_keys_option()
 @require_signed_option
 @json_output
-def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_json: bool) -> None:
+def fsck(
+    repository: Location, trusted_keys: Path | None, require_signed: bool, as_json: bool
+) -> None:
     """Verify all checksums and references of a repository.
 
     Also checks the SQLite database of operations in it and, with --trusted-keys, the signatures.
@@ -129,12 +136,13 @@ def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_j
     signing = keys.read(publishes=False)
     with _progress_bar() as bar, _disk_errors():
         task = bar.add_task("checking", total=None)
+        opened = existing_repository(repository, writes=False)
         problems = check(
-            open_repository(repository),
+            opened,
             signing=signing,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-        problems = [*_database_problems(repository), *problems]
+        problems = [*_database_problems(opened.storage), *problems]
     if as_json:
         print(json.dumps(_problems_json(problems)))
     else:
@@ -143,37 +151,41 @@ def fsck(repository: Path, trusted_keys: Path | None, require_signed: bool, as_j
         sys.exit(1)
 
 
-def open_repository(root: Path) -> Repository:
-    """Return the repository at ``root``. Raises InvalidInput if there is none."""
-    if not any((root / name).is_dir() for name in ("models", *KINDS)):
+def existing_repository(location: Location, *, database: str = "", writes: bool) -> Repository:
+    """Return the repository at a location. Raises InvalidInput if there is none."""
+    opened = open_repository(location, database=database, writes=writes)
+    if not {"models", *KINDS} & {*opened.storage.directories("")}:
         raise InvalidInput(
-            f"{root} is no repository: it has no directory models", field="repository"
+            f"{opened.storage} is no repository: it has no directory models", field="repository"
         )
-    return Repository(root)
+    return opened
 
 
-def _databases(root: Path, database: str) -> set[str]:
+def _databases(storage: Storage, database: str) -> set[str]:
     """Return the URLs of all databases with operations of a repository.
 
-    Raises InvalidInput if ``database`` is empty and the repository has operations elsewhere.
+    Raises InvalidInput if ``database`` is empty and the repository has operations elsewhere, or is
+    in a bucket.
     """
-    from topwork.changes.database import noted_database, own_database
+    from topwork.changes.database import RECORD, database_url, noted_database, own_database
 
-    kind = noted_database(root)
+    if not database and not isinstance(storage, FileStorage):
+        database_url(str(storage))  # refuses it
+    kind = noted_database(storage)
     if kind and not database:
         raise InvalidInput(
-            f"{root} has operations in another database ({kind}), whose images must be retained: "
-            "give its URL as --database; or, if the database is no longer used, delete "
-            f"{root / 'operations.database'}",
+            f"{storage} has operations in another database ({kind}), whose images must be "
+            "retained: give its URL as --database; or, if the database is no longer used, delete "
+            f"{storage.at(RECORD)}",
             field="database",
         )
-    return {database, own_database(root)} - {""}
+    return {database, own_database(storage)} - {""}
 
 
-def _database_problems(root: Path) -> list[Problem]:
+def _database_problems(storage: Storage) -> list[Problem]:
     from topwork.changes.database import damage
 
-    text = damage(root)
+    text = damage(storage)
     return [Problem(severity="error", path="operations.sqlite", text=text)] if text else []
 
 

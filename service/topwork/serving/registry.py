@@ -87,7 +87,7 @@ class Registry:
         self._swaps: dict[str, asyncio.Task[None]] = {}
         self._stamps: dict[str, Hashable] = {}
         self._poll_lock = asyncio.Lock()
-        self._pause = POLL_SECONDS
+        self._pause = max(POLL_SECONDS, repository.storage.poll_seconds)
         self._threads: ThreadPoolExecutor | None = None
         self._watcher: asyncio.Task[None] | None = None
         telemetry.watch("topwork_models", "Models that serve.", lambda: len(self._serving))
@@ -212,7 +212,8 @@ class Registry:
             stamps = {}
         if only is None:
             cost = time.thread_time() - start
-            self._pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
+            pause = min(max(POLL_SECONDS, cost / POLL_SHARE), LONGEST_POLL_SECONDS)
+            self._pause = max(pause, self._repository.storage.poll_seconds)
         return stamps
 
     async def _swap(self, model: str, stamp: Hashable) -> None:

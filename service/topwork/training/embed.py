@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from topwork.bundle import exemplars
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.groups import GROUP_BYTES, group_id
+from topwork.bundle.storage.storage import Unreachable
+from topwork.bundle.store import Repository
 from topwork.errors import ImageError
 from topwork.in_order import in_order
 from topwork.inputs.image_source import ImageSource
@@ -171,12 +173,25 @@ def embed_each(
                 if cache is not None:
                     cache.put(key, row)
             return key, row
+        except Unreachable:  # it may be read later, and must not be left out
+            raise
         except ImageError as error:
             return _skipped(source, error.reason, str(error))
         except OSError as error:
             return _skipped(source, ImageError.reason, f"the file cannot be read: {error}")
 
     return in_order(embed_source, sources, threads=cores, ahead=WINDOW * cores)
+
+
+def stored_image(repository: Repository, digest: str) -> bytes:
+    """Return an image of a repository, to be embedded.
+
+    Raises Corrupt, and Unreachable if it cannot be read now: it must not be left out.
+    """
+    try:
+        return repository.image(digest)
+    except OSError as error:
+        raise Unreachable(error.errno, error.strerror) from error
 
 
 def _group_id(source: ImageSource) -> bytes:

@@ -37,7 +37,7 @@ from topwork.learning.unknown import is_unknown
 from topwork.report.formatting import several
 from topwork.runtime.backend import open_session
 from topwork.training.backbone_session import EmbeddingSession
-from topwork.training.embed import embed
+from topwork.training.embed import embed, stored_image
 
 OpenBackbone = Callable[[BackboneInfo], EmbeddingSession]
 """Returns the session of a stored backbone on this machine, or of its twin."""
@@ -256,7 +256,7 @@ class SetJudge:
             ImageSource(
                 name=image.name,
                 label=image.label,
-                read=partial(self._repository.image, image.content),
+                read=partial(stored_image, self._repository, image.content),
             )
             for image in stored.images
         ]

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -708,3 +708,19 @@ def test_storing_a_damaged_blob_again_repairs_it(damage: str, repository: Reposi
     repository.put_backbone(BACKBONE, tiny.backbone_info(BACKBONE))
     assert {path: path.read_bytes() for path in damaged} == contents
     assert check(repository) == before
+
+
+def test_publish_skips_a_number_that_a_crashed_writer_took(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that no reader sees, and that is taken, does not block publishing for ever."""
+    create = repository.storage.create
+
+    def taken(directory: str, files: Mapping[str, bytes]) -> None:
+        if directory.endswith("/2"):
+            raise FileExistsError(directory)
+        create(directory, files)
+
+    monkeypatch.setattr(repository.storage, "create", taken)
+    assert again(repository).revision == 3
+    assert repository.revisions("m") == [1, 3]

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from dbos import DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus
 from structlog.testing import capture_logs
+from support import postgres
+from support.postgres import Postgres
 
+from topwork.bundle.location import Location
+from topwork.bundle.storage.file_locks import FileLease
+from topwork.bundle.storage.locks import Lease
 from topwork.changes import executors
 from topwork.changes.database import APPLICATION, CHANGE, QUEUE, database_url, prepare
-from topwork.changes.executors import Claim, Takeover, claim, lock_model
+from topwork.changes.executors import Claim, Leases, Takeover, claim, lock_model
 from topwork.changes.queue import APPLICATION_VERSION
 from topwork.errors import InvalidInput
 
 PATIENCE = 60.0
+BUCKET = "s3://bucket/prefix"
 
 
 class Queue:
     """The queue of a repository, and idle workers that take operations from it."""
 
-    def __init__(self, root: Path) -> None:
-        prepare(database_url(root))
+    def __init__(self, url: str) -> None:
+        prepare(url)
         self.client = DBOSClient(
-            system_database_url=database_url(root),
+            system_database_url=url,
             application_name=APPLICATION,
             serializer=DBOSPortableJSONSerializer(),
         )
@@ -61,20 +69,49 @@ class Queue:
         return status
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Postgres]:
+    """Yield a PostgreSQL cluster."""
+    with postgres.running() as made:
+        yield made
+
+
+@pytest.fixture(params=["directory", "bucket with SQLite", "bucket with PostgreSQL"])
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Location, str]:
+    """Return the location of a repository, and the URL of its database of operations."""
+    if request.param == "directory":
+        return tmp_path, database_url(tmp_path)
+    if request.param == "bucket with SQLite":
+        return BUCKET, f"sqlite:///{tmp_path / 'operations.sqlite'}"
+    return BUCKET, request.getfixturevalue("cluster").new_database()
+
+
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
+def leases(repository: tuple[Location, str]) -> Leases:
+    """Return the leases of the repository's workers."""
+    return Leases(*repository)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Leases:
+    """Return the leases of the workers of a directory."""
+    return Leases(tmp_path, "")
+
+
+@pytest.fixture
+def queue(repository: tuple[Location, str]) -> Iterator[Queue]:
     """Yield an empty queue."""
-    made = Queue(tmp_path)
+    made = Queue(repository[1])
     yield made
     made.client.destroy()
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Claim]:
+def own(leases: Leases) -> Iterator[Claim]:
     """Yield the claim of the worker under test."""
-    made = claim(tmp_path, "own")
+    made = claim(leases, "own")
     yield made
-    made.file.close()
+    made.release()
 
 
 @pytest.fixture
@@ -83,74 +120,82 @@ def takeover(queue: Queue, own: Claim) -> Takeover:
     return Takeover(own, queue.client, running=())
 
 
-def die(root: Path, executor: str) -> None:
+def die(leases: Leases, executor: str) -> None:
     """Claim a name and release it, as a worker that dies."""
-    claim(root, executor).file.close()
+    claim(leases, executor).release()
 
 
-def test_claim_waits_for_a_worker_of_the_same_name(tmp_path: Path) -> None:
+def lock_file(claimed: Claim) -> Path:
+    """Return the lock file of a worker of a directory."""
+    assert isinstance(claimed.lease, FileLease)
+    return claimed.lease.path
+
+
+def test_claim_waits_for_a_worker_of_the_same_name(leases: Leases) -> None:
     """A second worker of a name claims it once the first has ended."""
-    first = claim(tmp_path, "host")
+    first = claim(leases, "host")
     claimed: list[Claim] = []
     with capture_logs() as logs:
-        second = threading.Thread(target=lambda: claimed.append(claim(tmp_path, "host")))
+        second = threading.Thread(target=lambda: claimed.append(claim(leases, "host")))
         second.start()
         deadline = time.monotonic() + PATIENCE
         while not logs:
             assert time.monotonic() < deadline
         assert logs[0]["executor"] == "host"
         assert claimed == []
-        first.file.close()
+        first.release()
         second.join(PATIENCE)
     assert claimed[0].held()
-    claimed[0].file.close()
+    claimed[0].release()
 
 
-def test_claims_of_different_names_do_not_wait(tmp_path: Path) -> None:
+def test_claims_of_different_names_do_not_wait(leases: Leases) -> None:
     """Workers of different names run at the same time."""
-    claims = [claim(tmp_path, name) for name in ("one", "two")]
+    claims = [claim(leases, name) for name in ("one", "two")]
     assert all(claimed.held() for claimed in claims)
     for claimed in claims:
-        claimed.file.close()
+        claimed.release()
 
 
 @pytest.mark.parametrize("name", ["../../../outside", "a/b", "..", "host:1 (a)", "hôte", "a\0b"])
-def test_lock_file_of_any_name_is_in_the_workers_directory(tmp_path: Path, name: str) -> None:
+def test_lock_file_of_any_name_is_in_the_workers_directory(
+    tmp_path: Path, files: Leases, name: str
+) -> None:
     """No name leads out of the directory, and each has a file of its own."""
-    claims = [claim(tmp_path, executor) for executor in (name, "ab")]
-    assert {claimed.path.parent for claimed in claims} == {tmp_path / "workers"}
+    claims = [claim(files, executor) for executor in (name, "ab")]
+    assert {lock_file(claimed).parent for claimed in claims} == {tmp_path / "workers"}
     assert len(list((tmp_path / "workers").iterdir())) == 2
     for claimed in claims:
-        claimed.file.close()
+        claimed.release()
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300])
-def test_claim_refuses_an_empty_or_long_name(tmp_path: Path, name: str) -> None:
+def test_claim_refuses_an_empty_or_long_name(tmp_path: Path, files: Leases, name: str) -> None:
     """The error is InvalidInput, and no file is created."""
     with pytest.raises(InvalidInput, match="executor"):
-        claim(tmp_path, name)
+        claim(files, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_claim_is_not_held_after_its_file_is_deleted(tmp_path: Path) -> None:
+def test_claim_is_not_held_after_its_file_is_deleted(files: Leases) -> None:
     """Another worker can claim the name."""
-    first = claim(tmp_path, "host")
-    first.path.unlink()
+    first = claim(files, "host")
+    lock_file(first).unlink()
     assert not first.held()
-    second = claim(tmp_path, "host")
+    second = claim(files, "host")
     assert second.held()
     assert not first.held()
-    first.file.close()
-    second.file.close()
+    first.release()
+    second.release()
 
 
 def test_requeue_orphaned_keeps_the_columns_of_the_operation(
-    tmp_path: Path, queue: Queue, takeover: Takeover
+    leases: Leases, queue: Queue, takeover: Takeover
 ) -> None:
     """An operation of a dead worker is queued again with its priority, partition and version."""
     operation = queue.add("colours", priority=7)
     assert queue.take("dead") == [operation]
-    die(tmp_path, "dead")
+    die(leases, "dead")
     assert takeover.requeue_orphaned() == [operation]
     state = queue.state(operation)
     assert (state.status, state.queue_name, state.priority) == ("ENQUEUED", QUEUE, 7)
@@ -159,12 +204,12 @@ def test_requeue_orphaned_keeps_the_columns_of_the_operation(
 
 
 def test_requeued_operation_runs_before_later_ones(
-    tmp_path: Path, queue: Queue, takeover: Takeover
+    leases: Leases, queue: Queue, takeover: Takeover
 ) -> None:
     """It runs before operations of its model that were accepted later."""
     first, second = (queue.add("colours", priority=number) for number in (1, 2))
     queue.take("dead")
-    die(tmp_path, "dead")
+    die(leases, "dead")
     assert queue.take("own") == []  # the model is blocked
     takeover.requeue_orphaned()
     assert queue.take("own") == [first]
@@ -173,20 +218,21 @@ def test_requeued_operation_runs_before_later_ones(
 
 
 def test_operations_of_living_workers_are_not_requeued(
-    tmp_path: Path, queue: Queue, takeover: Takeover
+    leases: Leases, queue: Queue, takeover: Takeover
 ) -> None:
     """Operations of this worker and of other living workers stay assigned."""
     operations = [queue.add("colours"), queue.add("shapes")]
     assert queue.take("own") == operations
     other = queue.add("sounds")
     queue.take("other")
-    living = claim(tmp_path, "other")
+    living = claim(leases, "other")
     assert takeover.requeue_orphaned() == []
     assert {queue.state(operation).status for operation in (*operations, other)} == {"PENDING"}
-    living.file.close()
+    living.release()
     assert takeover.requeue_orphaned() == [other]
 
 
+@pytest.mark.parametrize("repository", ["directory"], indirect=True)
 def test_worker_without_lock_file_keeps_its_operations(queue: Queue, takeover: Takeover) -> None:
     """The error is logged once, with the file to create if the worker is dead."""
     operation = queue.add("colours")
@@ -200,12 +246,12 @@ def test_worker_without_lock_file_keeps_its_operations(queue: Queue, takeover: T
 
 
 def test_operation_cancelled_during_requeue_stays_cancelled(
-    tmp_path: Path, queue: Queue, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
+    leases: Leases, queue: Queue, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel between the read and the requeue wins."""
     operation = queue.add("colours")
     queue.take("dead")
-    die(tmp_path, "dead")
+    die(leases, "dead")
     database = queue.client._sys_db
     requeue = database.reenqueue_for_recovery
 
@@ -219,22 +265,22 @@ def test_operation_cancelled_during_requeue_stays_cancelled(
 
 
 def test_operation_that_another_worker_took_over_is_not_requeued(
-    tmp_path: Path, queue: Queue, own: Claim, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
+    leases: Leases, queue: Queue, own: Claim, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If two workers see an orphaned operation, one requeues it, and its next worker keeps it."""
     operation = queue.add("colours")
     queue.take("dead")
-    die(tmp_path, "dead")
-    try_lock = executors._try_lock
+    die(leases, "dead")
+    try_claim = leases.executors.try_claim
     other = Takeover(own, queue.client, running=())
 
-    def late(file: object) -> bool:
-        monkeypatch.setattr(executors, "_try_lock", try_lock)
+    def late(name: str) -> Lease | None:
+        monkeypatch.setattr(leases.executors, "try_claim", try_claim)
         assert other.requeue_orphaned() == [operation]
         assert queue.take("living") == [operation]
-        return try_lock(file)  # type: ignore[arg-type]  # passed on unchanged
+        return try_claim(name)
 
-    monkeypatch.setattr(executors, "_try_lock", late)
+    monkeypatch.setattr(leases.executors, "try_claim", late)
     assert takeover.requeue_orphaned() == []
     state = queue.state(operation)
     assert (state.status, state.executor_id) == ("PENDING", "living")
@@ -274,22 +320,74 @@ def test_watch_ends_if_an_operation_is_not_running(
     assert lost in takeover.watch()
 
 
+@pytest.mark.parametrize("repository", ["directory"], indirect=True)
 def test_watch_ends_if_the_lock_file_is_deleted(
     own: Claim, takeover: Takeover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker exits, because other workers assume that it is dead."""
     monkeypatch.setattr(executors, "CHECK_SECONDS", 0.0)
-    own.path.unlink()
-    assert str(own.path) in takeover.watch()
+    lock_file(own).unlink()
+    assert str(lock_file(own)) in takeover.watch()
 
 
-def test_lock_model_excludes_others_of_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repository", ["bucket with PostgreSQL"], indirect=True)
+def test_watch_ends_if_the_connection_of_the_lease_is_lost(
+    own: Claim,
+    takeover: Takeover,
+    repository: tuple[Location, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker exits, because other workers assume that it is dead."""
+    monkeypatch.setattr(executors, "CHECK_SECONDS", 0.0)
+    with psycopg.connect(repository[1], autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'topwork locks'"
+        )
+    assert "the lock of this worker's name was lost" in takeover.watch()
+    assert not own.held()
+
+
+def test_lock_model_excludes_others_of_the_same_model(leases: Leases) -> None:
     """The lock is released at the end of the block; other models are not locked."""
-    with lock_model(tmp_path, "colours"):
-        (lock,) = (tmp_path / "workers" / "models").iterdir()
-        with lock.open("a") as other:
-            assert not executors._try_lock(other)
-        with lock_model(tmp_path, "shapes"):
+    with lock_model(leases, "colours") as check:
+        assert leases.models.try_claim("colours") is None
+        with lock_model(leases, "shapes"):
             pass
-    with lock.open("a") as other:
-        assert executors._try_lock(other)
+        check()
+    lease = leases.models.try_claim("colours")
+    assert lease is not None
+    lease.release()
+
+
+def test_model_and_executor_of_one_name_do_not_wait(leases: Leases) -> None:
+    """They are different locks."""
+    claimed = claim(leases, "colours")
+    with lock_model(leases, "colours"):
+        assert claimed.held()
+    claimed.release()
+
+
+def test_lock_files_are_those_of_earlier_releases(tmp_path: Path, files: Leases) -> None:
+    """Workers of earlier releases, beside new ones, lock the same files."""
+    claimed = claim(files, "a/b")
+    with lock_model(files, "colours"):
+        for name in ("a%2Fb.lock", "models/colours.lock"):
+            with (tmp_path / "workers" / name).open("r+") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    claimed.release()
+
+
+def test_workers_of_two_buckets_with_one_database_do_not_take_over_the_living(
+    leases: Leases, repository: tuple[Location, str], queue: Queue
+) -> None:
+    """A living worker is known to all that share its queue, whatever its bucket."""
+    location = repository[0] if isinstance(repository[0], Path) else "s3://bucket/other"
+    operation = queue.add("colours")
+    queue.take("first")
+    first = claim(leases, "first")
+    second = claim(Leases(location, repository[1]), "second")
+    assert Takeover(second, queue.client, running=()).requeue_orphaned() == []
+    first.release()
+    assert Takeover(second, queue.client, running=()).requeue_orphaned() == [operation]
+    second.release()

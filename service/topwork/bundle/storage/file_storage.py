@@ -21,6 +21,8 @@ class FileStorage:
     Writers are safe against each other by file locks, so tags are not compared.
     """
 
+    poll_seconds = 0.0
+
     def __init__(self, root: Path) -> None:
         self.root = root
 

@@ -7,6 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 
+class LockLost(OSError):
+    """A lock was lost, or locks cannot be reached now; the message is a sentence for people."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.strerror = text  # an OSError without a number has none
+
+
 class Lease(Protocol):
     """A name that one process holds; it ends with the process."""
 
@@ -21,7 +29,7 @@ class Locks(Protocol):
     """Locks by name, which end with the process that holds them.
 
     Names are keys of directories, such as ``models/flowers``; the root is ``""``. All methods raise
-    OSError if the locks cannot be reached now.
+    LockLost if the locks cannot be reached now.
     """
 
     def locked(
@@ -29,7 +37,7 @@ class Locks(Protocol):
     ) -> AbstractContextManager[Callable[[], None]]:
         """Hold a lock, exclusively or ``shared``; other processes and threads wait.
 
-        Yields a function that raises OSError if the lock was lost meanwhile.
+        Yields a function that raises LockLost if the lock was lost meanwhile.
         """
 
     def claim(self, name: str, *, on_wait: Callable[[], None] = lambda: None) -> Lease:

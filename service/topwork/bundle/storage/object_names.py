@@ -91,4 +91,6 @@ def is_file(name: str) -> bool:
 
 def is_directory(name: str) -> bool:
     """Return True if objects lie below this name, so that none has it."""
-    return "/" not in name or (commit(name) is not None and not name.endswith(".json"))
+    if "/" not in name:
+        return "." not in name  # operations.database is a file
+    return commit(name) is not None and not name.endswith(".json")

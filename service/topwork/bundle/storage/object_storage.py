@@ -13,7 +13,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import threading
 import time
 from collections.abc import Collection, Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +45,8 @@ class ObjectStorage:
     Without ``locks`` nothing waits: concurrent writers are told apart by conditional writes alone.
     """
 
+    poll_seconds = 1.0
+
     def __init__(
         self,
         objects: Objects,
@@ -63,7 +64,6 @@ class ObjectStorage:
         self._pointers = PointerList(objects)
         self._blobs = BlobTimes(objects)
         self._clock: tuple[float, float] | None = None
-        self._root_held = threading.local()
 
     def __str__(self) -> str:
         """Return the URL."""
@@ -307,7 +307,7 @@ class ObjectStorage:
 
     def put_blob(self, key: str, content: bytes) -> None:
         """Store a blob under the shared lock of the root; a large one only if it is not stored."""
-        with self._root_lock(shared=True):
+        with self.locked("", shared=True):
             name = names.object_name(key)
             if len(content) >= BULK:
                 self._blobs.mark([key])
@@ -320,13 +320,13 @@ class ObjectStorage:
 
     def refresh(self, keys: Collection[str]) -> set[str]:
         """Set the times of blobs to now by a marker; return those that do not exist."""
-        with self._root_lock(shared=True):
+        with self.locked("", shared=True):
             return self._mark(keys)
 
     @contextlib.contextmanager
     def holding(self, keys: Collection[str]) -> Iterator[set[str]]:
         """Refresh blobs, and hold the shared lock of the root while the block runs."""
-        with self._root_lock(shared=True):
+        with self.locked("", shared=True):
             yield self._mark(keys)
 
     def _mark(self, keys: Collection[str]) -> set[str]:
@@ -343,7 +343,7 @@ class ObjectStorage:
 
     def delete_blob(self, key: str, time_ns: int) -> bool:
         """Delete a blob, unless its time is no longer ``time_ns``; return True if it did."""
-        with self._root_lock(shared=False):
+        with self.locked(""):
             parent, _, blob = key.rpartition("/")
             entry = self.entry(key)
             if entry is None:
@@ -367,8 +367,6 @@ class ObjectStorage:
             self._pointers.forget_fresh(found[0] if found else None)
             if found is not None and not found[2] and not self.exists(directory):
                 raise FileNotFoundError(errno.ENOENT, f"{directory} does not exist")
-            if not directory:
-                stack.enter_context(self._holding_root())
             yield
             if check is not None:
                 check()
@@ -552,23 +550,6 @@ class ObjectStorage:
         for model, pointers in self._pointers.all().items():
             found.setdefault(f"{names.MODELS}/{model}", []).extend(pointers.found.values())
         return found
-
-    @contextlib.contextmanager
-    def _root_lock(self, *, shared: bool) -> Iterator[None]:
-        """Hold the lock of the root, unless this thread holds it."""
-        if getattr(self._root_held, "count", 0):
-            yield
-            return
-        with self.locked("", shared=shared):
-            yield
-
-    @contextlib.contextmanager
-    def _holding_root(self) -> Iterator[None]:
-        self._root_held.count = getattr(self._root_held, "count", 0) + 1
-        try:
-            yield
-        finally:
-            self._root_held.count -= 1
 
 
 def _entry(facts: Facts) -> Entry:

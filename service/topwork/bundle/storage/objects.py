@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import obstore
 from obstore import exceptions
 
-from topwork.bundle.storage.storage import ABSENT, Tag
+from topwork.bundle.storage.storage import ABSENT, Tag, Unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode
@@ -74,7 +74,7 @@ class Conflict(Exception):
     """The object exists, or has another tag than expected."""
 
 
-class Unanswered(OSError):
+class Unanswered(Unreachable):
     """The store did not answer in time, or the connection broke: the request may have succeeded."""
 
 
@@ -270,7 +270,8 @@ class Objects:
             return Unanswered(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
         if status is None:
             return Unanswered(errno.EIO, f"{self.url}: the store cannot be reached")
-        return OSError(errno.EIO, f"{self.url}: the store failed to {verb}{detail}")
+        kind = Unreachable if status[1][0] == "5" or status[1] == "429" else OSError
+        return kind(errno.EIO, f"{self.url}: the store failed to {verb}{detail}")
 
 
 def _is_credentials(text: str) -> bool:

@@ -27,6 +27,10 @@ ABANDONED_AFTER = 3600.0
 """Age in seconds from which a write that did not finish counts as that of a crashed writer."""
 
 
+class Unreachable(OSError):
+    """The storage cannot be reached now: another attempt may succeed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Facts about a file, or about a directory if ``Storage.entry`` was asked for one."""
@@ -62,6 +66,9 @@ class Storage(Protocol):
     All methods raise OSError if the storage cannot be reached, is full, or permits no such access.
     What a method wrote is durable when it returns, and a reader sees a file whole or not at all.
     """
+
+    poll_seconds: float
+    """Shortest interval in seconds of ``stamps``: a bucket takes money for each request."""
 
     def __str__(self) -> str:
         """Return the path or URL of the root, without secrets."""

@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes of the URLs of buckets: S3, Google Cloud Storage, Azure."""
+
+UPLOAD_SECONDS = 300.0
+"""Raising it saves the result of a long run from a longer outage of the store."""
+
+PAUSE_SECONDS = 2.0
+"""Pause between such attempts."""
 
 _MAGIC = re.compile(r"[*?\[]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -122,10 +129,10 @@ def new_object(url: str, *, field: str) -> Iterator[BinaryIO]:
         file.flush()
         with plain_errors(field):
             if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
-                objects.put(name, b"")
+                _upload(objects, name, b"")
                 return
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            objects.put(name, cast("bytes", mapped))
+            _upload(objects, name, cast("bytes", mapped))
 
 
 def split(url: str, *, field: str = "url") -> tuple[str, str]:
@@ -172,6 +179,22 @@ def read_object(objects: Bucket, name: str) -> bytes:
     got = objects.get(name)
     assert got is not None, "it is None only for a given tag"
     return got[0]
+
+
+def _upload(objects: Bucket, name: str, content: bytes) -> None:
+    """Write an object; a store that does not answer is asked again for UPLOAD_SECONDS."""
+    from topwork.bundle.storage.objects import Unanswered
+
+    end = time.monotonic() + UPLOAD_SECONDS
+    while True:
+        try:
+            objects.put(name, content)
+        except Unanswered:
+            if time.monotonic() > end:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return
 
 
 def _check_write(objects: Bucket, name: str) -> None:

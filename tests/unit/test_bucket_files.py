@@ -17,7 +17,7 @@ from obstore.store import MemoryStore
 import topwork
 from topwork import bucket_files
 from topwork.bucket_files import find, is_bucket_url, new_object
-from topwork.bundle.storage.objects import Objects
+from topwork.bundle.storage.objects import Objects, Unanswered
 from topwork.errors import ImageError, InvalidInput
 
 NAMES = [
@@ -136,6 +136,33 @@ def test_new_object_is_written_at_the_end(store: MemoryStore, content: bytes) ->
         assert obstore.get(store, "a/part").bytes() == b"former"
     assert obstore.get(store, "a/part").bytes() == content
     assert [meta["path"] for page in obstore.list(store) for meta in page] == ["a/part"]
+
+
+def test_upload_outlives_an_outage(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result of a long run is not lost by a store that does not answer for a while."""
+    attempts: list[str] = []
+    put = Objects.put
+
+    def unanswered(self: Objects, name: str, content: bytes, **options: Any) -> None:
+        if name == "part":
+            attempts.append(name)
+            if len(attempts) < 3:
+                raise Unanswered(5, "s3://bucket: no answer in time to write")
+        put(self, name, content, **options)
+
+    monkeypatch.setattr(Objects, "put", unanswered)
+    monkeypatch.setattr(bucket_files, "PAUSE_SECONDS", 0)
+    with new_object("s3://bucket/part", field="out") as file:
+        file.write(b"result")
+    assert obstore.get(store, "part").bytes() == b"result"
+    monkeypatch.setattr(bucket_files, "UPLOAD_SECONDS", -1)
+    attempts.clear()
+    with (
+        pytest.raises(InvalidInput, match="no answer in time to write"),
+        new_object("s3://bucket/part", field="out"),
+    ):
+        pass
+    assert attempts == ["part"]
 
 
 def fail(file: BinaryIO) -> None:

@@ -60,8 +60,14 @@ NOT_RUN = {
     (
         "deployment.md",
         "helm install topwork deploy/helm/topwork --set image.repository=REGISTRY/topwork "
-        "--set image.tag=0.1.0 \\",
+        "--set image.tag=0.1.0 \\\n    --set databaseSecret",
     ): "needs a cluster: test_helm.py has its manifests",
+    (
+        "deployment.md",
+        "helm install topwork deploy/helm/topwork --set image.repository=REGISTRY/topwork "
+        "--set image.tag=0.1.0 \\\n    --set repository.url",
+    ): "needs a cluster: test_helm.py has its manifests",
+    ("clients.md", "import topwork"): "needs a cluster: test_rollout.py uses such targets",
     ("deployment.md", "topwork create flowers"): "needs docker: test_born.py runs these commands",
     ("export.md", "npm install"): "needs npm's registry: test_browser.py does the same",
     ("http.md", "topwork gateway --server topwork.internal"): "needs certificates and another host",

@@ -142,10 +142,16 @@ class Failing:
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize(
     ("code", "attempts"),
-    [(grpc.StatusCode.UNAVAILABLE, 3), (grpc.StatusCode.RESOURCE_EXHAUSTED, 1)],
+    [
+        (grpc.StatusCode.UNAVAILABLE, 3),
+        (grpc.StatusCode.CANCELLED, 3),  # gRPC's answer to calls that arrive as a server stops
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 1),
+    ],
 )
-def test_client_retries_unavailable(code: grpc.StatusCode, attempts: int, blocking: bool) -> None:
-    """The client retries UNAVAILABLE; it reports RESOURCE_EXHAUSTED to the caller."""
+def test_client_retries_calls_of_a_stopping_server(
+    code: grpc.StatusCode, attempts: int, blocking: bool
+) -> None:
+    """The client retries UNAVAILABLE and CANCELLED; it reports RESOURCE_EXHAUSTED to the caller."""
 
     async def scenario() -> int:
         failing = Failing(code, 2)

@@ -88,6 +88,25 @@ def served_name(server: Running, authority: Authority) -> str:
     return str(dict(pair for (pair,) in subject)["commonName"])
 
 
+def test_a_list_of_servers_needs_the_name_in_their_certificates(
+    server: Running, authority: Authority
+) -> None:
+    """Without it, gRPC looks for the whole list in a certificate."""
+    address = f"ipv4:{server.address},{server.address}"
+    assert is_refused(address, Credentials.from_files(tls_ca=authority.ca))
+    assert is_refused(
+        address, Credentials.from_files(tls_ca=authority.ca, server_name="example.org")
+    )
+    named = Credentials.from_files(tls_ca=authority.ca, server_name="localhost")
+    assert model_of(address, named) == "models/colours"
+
+    async def scenario() -> str:
+        async with AsyncClient(address, named) as client:
+            return (await client.model("colours")).name
+
+    assert asyncio.run(scenario()) == "models/colours"
+
+
 def test_a_client_needs_only_the_ca_certificate(server: Running, trusting: Credentials) -> None:
     """A client needs only the CA of the server's certificate."""
     assert model_of(server.address, trusting) == "models/colours"

@@ -36,6 +36,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "podMonitor.enabled=true",
         "podMonitor.labels.release=prometheus",
     ),
+    "many-hosts": (
+        "repository.url=s3://bucket/prefix",
+        "repository.credentialsSecret=topwork-object-store",
+        "serviceAccount.create=true",
+        r"serviceAccount.annotations.eks\.amazonaws\.com/role-arn=arn:aws:iam::1:role/topwork",
+        "keda.enabled=true",
+    ),
 }
 """Values that differ from the defaults, by the name of the stored manifests."""
 

@@ -40,6 +40,11 @@ def is_bucket(location: object) -> bool:
     return isinstance(location, str) and "://" in location
 
 
+def bucket_key(url: str) -> str:
+    """Return the same text for all spellings of a bucket's URL: without options and last slash."""
+    return url.partition("?")[0].rstrip("/")
+
+
 def absolute(location: Location) -> Location:
     """Return the location for processes with other working directories."""
     return location.absolute() if isinstance(location, Path) else location

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from topwork.bundle.location import Location, ObjectCache
+from topwork.bundle.location import Location, ObjectCache, bucket_key
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
 from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.storage.storage import Storage
@@ -27,7 +27,7 @@ def open_storage(
     cache = cache or ObjectCache()
     return open_bucket(
         location,
-        locks=locks_of(database, location),
+        locks=locks_of(database, bucket_key(location)),
         cache_directory=cache.directory,
         cache_bytes=cache.size,
         writes=writes,

@@ -45,7 +45,7 @@ StreamMethod: TypeAlias = """grpc.aio.StreamStreamMultiCallable[
 
 def open_channel(address: str, credentials: Credentials) -> grpc.aio.Channel:
     """See blocking_calls."""
-    options = calls.options_for(address)
+    options = [*calls.options_for(address), *credentials.channel_options()]
     if (secure := credentials.channel_credentials()) is not None:
         return grpc.aio.secure_channel(address, secure, options=options)
     return grpc.aio.insecure_channel(address, options=options)

@@ -33,6 +33,9 @@ OPTIONS = [
     # By default a client waits up to two minutes between its attempts to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # By default a name is resolved again after 30 s at the earliest, and until then no call reaches
+    # the server that replaced the last known one. A call's retries take longer than this.
+    ("grpc.dns_min_time_between_resolutions_ms", 100),
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.max_message_bytes),
     ("grpc.max_send_message_length", DEFAULT_LIMITS.max_message_bytes),
 ]

@@ -31,6 +31,9 @@ class Credentials:
     """PEM of the client's certificate and the intermediate certificates (mTLS)."""
     key: bytes | None = field(default=None, repr=False)
     """PEM of the private key of ``certificate``."""
+    server_name: str = ""
+    """Name in the certificates of the servers; empty: the host of the address. An address that
+    lists several servers needs it with TLS."""
     token: str = field(default="", repr=False)
     """Bearer token. Sent only over TLS, or to an address of this host."""
 
@@ -42,6 +45,7 @@ class Credentials:
         tls_ca: Path | None = None,
         client_cert: Path | None = None,
         client_key: Path | None = None,
+        server_name: str = "",
         token: str = "",
     ) -> Self:
         """Return credentials read from PEM files. Raises InvalidInput."""
@@ -52,6 +56,7 @@ class Credentials:
             ca=_read("tls_ca", tls_ca),
             certificate=_read("client_cert", client_cert),
             key=_read("client_key", client_key),
+            server_name=server_name,
             token=token,
         )
 
@@ -61,8 +66,13 @@ class Credentials:
             return None
         return grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
 
+    def channel_options(self) -> list[tuple[str, Any]]:
+        """Return gRPC's options of a channel with these credentials."""
+        return [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
+
     def open_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Return a blocking channel, without the metadata of calls."""
+        options = [*options, *self.channel_options()]
         if (secure := self.channel_credentials()) is not None:
             return grpc.secure_channel(address, secure, options=options)
         return grpc.insecure_channel(address, options=options)

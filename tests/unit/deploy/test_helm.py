@@ -71,11 +71,23 @@ def test_helm_lint_finds_nothing() -> None:
 
 
 @needs_helm
-@pytest.mark.parametrize("values", [("worker.separate=false",), ("autoscaling.enabled=false",)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("worker.separate=false",),
+        ("autoscaling.enabled=false",),
+        (
+            "worker.separate=false",
+            "autoscaling.enabled=false",
+            "server.replicas=1",
+            "repository.url=s3://b/p",
+        ),
+    ],
+)
 def test_several_servers_without_a_database_are_refused(
     values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite is for one server with its worker."""
+    """SQLite is for one server with its worker, and a bucket's locks are in a database."""
     monkeypatch.setitem(helm.VARIANTS, "wrong", ("databaseSecret=", *values))
     with pytest.raises(subprocess.CalledProcessError) as caught:
         helm.render("wrong")
@@ -86,7 +98,7 @@ def test_several_servers_without_a_database_are_refused(
 def test_manifests_follow_the_schemas(variant: str) -> None:
     """Every manifest is valid in the oldest and the newest Kubernetes, without unknown fields."""
     for (kind, _), manifest in manifests(helm.stored(variant)).items():
-        if kind == "PodMonitor":  # of the Prometheus operator
+        if kind in {"PodMonitor", "ScaledObject", "TriggerAuthentication"}:  # of operators
             continue
         for version in (OLDEST, kubernetes_validate.latest_version()):
             kubernetes_validate.validate(manifest, version, strict=True)

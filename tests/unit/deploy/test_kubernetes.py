@@ -12,12 +12,15 @@ import pytest
 import yaml
 
 from topwork.cli.commands import cli
-from topwork.rpc.server import SERVICES
+from topwork.rpc.server import CLOSING_SECONDS, SERVICES
 
 BASE = Path(__file__).parents[3] / "deploy" / "kubernetes"
 FILES = sorted(path for path in BASE.glob("*.yaml") if path.name != "kustomization.yaml")
 OLDEST = "1.27"
 """The first Kubernetes with stable gRPC probes."""
+
+DNS_SECONDS = 5
+"""Time to live of the records of CoreDNS' plugin kubernetes, by default."""
 
 Manifest = dict[str, Any]
 
@@ -186,7 +189,7 @@ def test_autoscaler_sets_the_number_of_servers() -> None:
 
 
 def test_termination_grace_period_covers_calls_in_flight() -> None:
-    """Kubernetes waits longer than preStop and --grace-seconds, which exceeds --max-seconds."""
+    """Kubernetes waits until the server ends by itself: --grace-seconds exceeds --max-seconds."""
     pod = named("Deployment", "topwork-server")["spec"]["template"]["spec"]
     (server,) = pod["containers"]
     options = dict(
@@ -195,7 +198,17 @@ def test_termination_grace_period_covers_calls_in_flight() -> None:
     longest, grace = float(options["max-seconds"]), float(options["grace-seconds"])
     (_, before) = server["lifecycle"]["preStop"]["exec"]["command"]
     assert longest < grace
-    assert float(before) + grace < pod["terminationGracePeriodSeconds"]
+    assert float(before) + grace + CLOSING_SECONDS < pod["terminationGracePeriodSeconds"]
+
+
+def test_rollout_starts_a_server_before_it_stops_one() -> None:
+    """Resolvers have the new server's address before clients look for it."""
+    deployment = named("Deployment", "topwork-server")["spec"]
+    assert deployment["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert deployment["minReadySeconds"] > DNS_SECONDS
+    (server,) = deployment["template"]["spec"]["containers"]
+    assert float(server["lifecycle"]["preStop"]["exec"]["command"][1]) >= DNS_SECONDS
+    assert "--connection-seconds=60" in server["args"]
 
 
 def test_workers_keep_their_names() -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+from support.dns import Names
 from support.raw_http2 import MAX_CONCURRENT_STREAMS, Peer
 
 import topwork
@@ -60,9 +61,14 @@ def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
 
 @contextmanager
 def serving(
-    options: Options, *, handle: Callable[..., bytes] = answer, services: Sequence[str] = ("x",)
+    options: Options,
+    *,
+    handle: Callable[..., bytes] = answer,
+    services: Sequence[str] = ("x",),
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> Iterator[int]:
-    """Serve on a free port and yield it."""
+    """Serve on a port, by default a free one, and yield it."""
     server = grpc.server(futures.ThreadPoolExecutor(4), options=options)
     for service in services:
         handlers: dict[str, Any] = {
@@ -72,7 +78,7 @@ def serving(
         }
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
     channelz.add_channelz_servicer(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"{host}:{port}")
     server.start()
     try:
         yield port
@@ -302,6 +308,23 @@ def test_client_balances_calls_over_addresses() -> None:
             for _ in range(10):
                 ask(channel, b"")
     assert (asked.count(1), asked.count(2)) == (5, 5)
+
+
+def test_client_resolves_a_name_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls reach the successor of the only known server within seconds; by default after 30."""
+    monkeypatch.setenv("no_proxy", "*")
+    with Names(["127.0.0.2"]) as names, ExitStack() as stack:
+        first = ExitStack()
+        port = first.enter_context(serving([], host="127.0.0.2"))
+        channel = stack.enter_context(grpc.insecure_channel(names.target("x", port), calls.OPTIONS))
+        assert ask(channel, b"1") == bytes(1)
+        stack.enter_context(serving([], host="127.0.0.3", port=port))
+        names.addresses = ["127.0.0.3"]
+        first.close()
+        began = time.monotonic()
+        method: Any = channel.unary_unary("/x/Answer")
+        assert method(b"1", timeout=SOON, wait_for_ready=True) == bytes(1)
+    assert time.monotonic() - began < 10
 
 
 def test_client_throttles_retries() -> None:

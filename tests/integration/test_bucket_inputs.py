@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 from support import object_stores, spaces, tiny
 from support.object_stores import S3Server
-from support.pictures import picture
+from support.pictures import picture, pictures
 from support.servers import Command
 
 import topwork as package
 from topwork import StreamResult
+from topwork.batch import Classifier
+from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.cli import bucket_inputs, image_rows, parquet_table
 from topwork.cli.commands import cli
@@ -82,6 +85,28 @@ def test_rows_of_a_pattern_have_the_answers_of_files(
     assert rows == expected
     assert rows[0]["digest"] == hashlib.sha256(PHOTOS["amber/0.png"]).hexdigest()
     assert bucket.names() == sorted([*before, "answers/part.parquet"])
+
+
+@pytest.mark.slow
+def test_workers_open_a_model_in_a_bucket(
+    bucket: Bucket, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spawned processes unpickle the URL of the repository, and so does `predict`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = f"{bucket.url}/models"
+    labels = ("amber", "blue", "crimson", "green")
+    exemplars = tiny.embed_pictures({label: pictures(label, 20) for label in labels})
+    tiny.publish(open_repository(url), "colours", exemplars)
+    classify = Classifier(url, "colours")
+    items = [*PHOTOS.values()]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found: list[Any] = pool.map(classify, [items[:2], items[2:]])
+    expected = Classifier(repository.root, "colours")(items)
+    assert [row for rows in found for row in rows] == expected
+    options = ["predict", "--repository", url, "colours", f"{bucket.url}/photos", "--json"]
+    done = CliRunner().invoke(cli, options)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["predictions"][0]["label"] for row in rows] == ["amber", "blue", "green"]
 
 
 def test_server_classifies_objects(bucket: Bucket, topwork: Command) -> None:

@@ -13,6 +13,7 @@ import rich.console
 from rich.markup import escape
 from rich.text import Text
 
+from topwork.bucket_files import is_bucket_url
 from topwork.errors import InvalidInput, NotReady, TopworkError
 from topwork.printable import printable
 
@@ -38,6 +39,19 @@ class LocalPath(click.Path):
         if "://" in os.fspath(value):
             self.fail(f"{value!r} is a URL, not a file or folder: download it first", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class PathOrURL(LocalPath):
+    """A file or folder on this host, or the URL of objects in a bucket, which stays a text."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See click."""
+        return value if is_bucket_url(value) else super().convert(value, param, ctx)
 
 
 def run(command: Callable[[], object], *, extras: str) -> None:

@@ -41,6 +41,7 @@ WALKS = (
 NOT_RUN = {
     (README, "make demo"): "takes minutes, and `make test` runs this test",
     (README, "python3 -m venv"): "installs; the tests' environment has it",
+    ("batch.md", "export AWS_ACCESS_KEY_ID"): "needs a bucket: test_bucket_inputs.py has one",
     ("batch.md", "import ray"): "needs Ray: `make batch` runs it",
     ("batch.md", "import daft"): "needs Daft: `make batch` runs it",
     ("batch.md", "import json\nfrom pathlib import Path\n\nimport dask"): (

@@ -15,7 +15,7 @@ from support import sounds, spaces, texts, tiny
 from support.pictures import picture
 
 import topwork
-from topwork import opened_models
+from topwork import batch, local, opened_models
 from topwork.batch import Classifier, Embedder
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput, NotFound
@@ -96,6 +96,27 @@ def test_pickled_function_keeps_the_revision(repository: Repository) -> None:
     assert copy.revision == classify.revision == 1
     assert copy({"image": IMAGES[:1]}).keys() == classify({"image": IMAGES[:1]}).keys()
     assert len(pickle.dumps(classify)) < 1000
+
+
+def test_url_of_a_repository_survives_pickling(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers open the same bucket: the URL stays a text with both slashes, and no path."""
+    url = "s3://bucket/a b/models"
+    asked: list[object] = []
+
+    def opened(location: object, *_: object, **_options: object) -> Repository:
+        asked.append(location)
+        return repository
+
+    monkeypatch.setattr(batch, "open_repository", opened)
+    monkeypatch.setattr(local, "open_repository", opened)
+    monkeypatch.setattr(opened_models, "_opened", {})
+    for function in (Classifier(url, "colours"), Embedder(url, "colours")):
+        copy = pickle.loads(pickle.dumps(function))  # noqa: S301 # our own
+        assert copy(IMAGES[:2])[0]["error"] == ""
+    assert asked == [url] * 3  # for the revision of each, and for the model, once
+    assert all(isinstance(location, str) for location in asked)
 
 
 def test_process_opens_a_model_once(

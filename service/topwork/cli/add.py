@@ -12,7 +12,8 @@ from google.longrunning import operations_pb2
 
 from topwork import Client
 from topwork.cli.follow import follow, print_result, progress_bar
-from topwork.cli.input_files import Item, list_inputs
+from topwork.cli.input_files import list_inputs
+from topwork.cli.input_kinds import Item
 from topwork.cli.labelled_data import Source, read_data
 from topwork.cli.options import (
     ServerOptions,
@@ -149,7 +150,7 @@ def _upload_files(
         server,
         len(inputs.items),
         lambda client, read: call(client, read(inputs.items)),
-        [(omitted.reason, file_name(omitted.path)) for omitted in inputs.omitted],
+        inputs.left_out,
         as_json=as_json,
     )
 

@@ -19,7 +19,8 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli import evaluate_set, evaluation_sources, show_evaluation, show_result
 from topwork.cli.evaluation_sources import Answered, OnImage
 from topwork.cli.image_rows import photo_bar
-from topwork.cli.input_files import PHOTOS, list_files, read_bytes
+from topwork.cli.input_files import list_files, read_bytes
+from topwork.cli.input_kinds import PHOTOS
 from topwork.cli.labelled_data import Source, read_test_data
 from topwork.cli.options import (
     ServerOptions,

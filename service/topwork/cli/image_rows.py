@@ -24,14 +24,17 @@ from rich.progress import (
 from rich.text import Text
 
 from topwork import ImageResult, StreamResult
-from topwork.cli.input_files import Inputs, Item, list_inputs
+from topwork.cli.bucket_inputs import list_objects
+from topwork.cli.input_files import Inputs, list_inputs
+from topwork.cli.input_kinds import Item
 from topwork.cli.options import json_output
+from topwork.cli.patterns import expand
 from topwork.client.inputs import Content
 from topwork.errors import ImageError
 from topwork.in_order import in_order
-from topwork.inputs.folders import group
+from topwork.inputs.folders import by_reason
 from topwork.printable import printable
-from topwork.terminal import Console, LocalPath
+from topwork.terminal import Console, PathOrURL
 
 READERS = 4
 AHEAD = 16
@@ -49,7 +52,7 @@ Classify: TypeAlias = Callable[[Iterator[Content]], Generator[StreamResult, None
 def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the arguments ``images``, ``texts``, ``revision``, ``top_k``, ``as_json``."""
     for decorate in (
-        click.argument("images", nargs=-1, type=LocalPath(path_type=Path)),
+        click.argument("images", nargs=-1, type=PathOrURL(path_type=Path)),
         click.option(
             "--text",
             "texts",
@@ -71,11 +74,16 @@ def image_arguments(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def given_inputs(images: Sequence[Path], texts: Sequence[str]) -> Inputs:
-    """Return the inputs of ``image_arguments``. Raises UsageError without any, InvalidInput."""
+def given_inputs(images: Sequence[Path | str], texts: Sequence[str]) -> Inputs:
+    """Return the inputs of ``image_arguments``: texts, those in files, and those in buckets.
+
+    Paths and URLs may be patterns. Raises UsageError without any, InvalidInput.
+    """
     if not images and not texts:
         raise click.UsageError("Missing argument 'IMAGES...', or --text.")
-    return list_inputs(images, field="images", texts=texts)
+    objects = [list_objects(url, field="images") for url in images if isinstance(url, str)]
+    paths = expand([path for path in images if isinstance(path, Path)])
+    return list_inputs(paths, field="images", texts=texts, objects=objects)
 
 
 def classify_inputs(inputs: Inputs, classify: Classify, *, as_json: bool) -> None:
@@ -90,8 +98,8 @@ def classify_inputs(inputs: Inputs, classify: Classify, *, as_json: bool) -> Non
             failed |= row["error"] is not None
             print_line(json.dumps(row) if as_json else _line(row))
             check_interrupt()
-    if as_json and inputs.omitted:
-        print(json.dumps({"left_out": [left_out.json() for left_out in group(inputs.omitted)]}))
+    if as_json and inputs.left_out:
+        print(json.dumps({"left_out": [group.json() for group in by_reason(inputs.left_out)]}))
     sys.exit(1 if failed else 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from topwork.cli.input_files import AUDIO, PHOTOS, TEXTS, VECTORS, FileKind
+from topwork.cli.input_kinds import AUDIO, PHOTOS, TEXTS, VECTORS, FileKind
 from topwork.client.inputs import Content
 from topwork.inputs.data.layouts import find_kind
 from topwork.inputs.data.photos import Found, Photo, Split

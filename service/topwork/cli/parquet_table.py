@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,20 +14,23 @@ from typing import Any, BinaryIO
 import click
 
 from topwork import Audio, Embedding, StreamResult, Text
+from topwork.bucket_files import new_object
 from topwork.bundle.files import new_file
 from topwork.cli.image_rows import Classify, answered, interrupts, photo_bar
-from topwork.cli.input_files import Inputs, Item
+from topwork.cli.input_files import Inputs
+from topwork.cli.input_kinds import Item
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
-from topwork.terminal import LocalPath
+from topwork.terminal import PathOrURL
 
 GROUP_ROWS = 10_000
 """Raising it makes row groups larger: rows in memory before they are written."""
 
 out_option = click.option(
     "--out",
-    type=LocalPath(dir_okay=False, path_type=Path),
-    help="Parquet file to write, whole or not at all, instead of lines: name, digest (sha256), "
+    type=PathOrURL(dir_okay=False, path_type=Path),
+    help="Parquet file to write, whole or not at all, instead of lines, a path or the URL of an "
+    "object such as s3://bucket/part.parquet: name, digest (sha256), "
     "labels, probabilities, unknown_probability, is_unknown, revision, error. Extra: parquet.",
 )
 """Option ``out`` of a command."""
@@ -47,10 +50,11 @@ class _Read:
         return content
 
 
-def write_table(inputs: Inputs, classify: Classify, out: Path) -> None:
+def write_table(inputs: Inputs, classify: Classify, out: Path | str) -> None:
     """Write the answers to ``out``, and exit with status 1 if an input was not classified.
 
-    Raises InvalidInput if pyarrow is not installed, OSError if the file cannot be written.
+    Raises InvalidInput if pyarrow is not installed, or the object of a URL
+    cannot be written, OSError if the file cannot.
     """
     pa, parquet = _pyarrow()
     schema = pa.schema(
@@ -68,7 +72,7 @@ def write_table(inputs: Inputs, classify: Classify, out: Path) -> None:
     failed = False
     sources = [_Read(item) for item in inputs.items]
     with (
-        new_file(out) as file,
+        _new(out) as file,
         _writer(parquet, file, schema) as writer,
         closing(answered(sources, _Read.content, classify)) as answers,
         _progress(len(sources)) as advance,
@@ -118,6 +122,10 @@ def _data(content: Content) -> bytes:
     if isinstance(content, Embedding):
         return content.values
     return content.data if isinstance(content, Text | Audio) else content
+
+
+def _new(out: Path | str) -> AbstractContextManager[BinaryIO]:
+    return new_file(out) if isinstance(out, Path) else new_object(out, field="out")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Glob patterns among paths, for more files than a shell's command line takes."""
+"""Glob patterns among local paths, for more files than a shell's command line takes."""
 
 from __future__ import annotations
 

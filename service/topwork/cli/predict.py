@@ -14,7 +14,6 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import require_signed_option, trusted_keys_option
 from topwork.cli.parquet_table import out_option, write_table
-from topwork.cli.patterns import expand
 from topwork.client.inputs import Content
 from topwork.repository_option import repository_option
 
@@ -31,20 +30,20 @@ def predict(
     trusted_keys: Path | None,
     require_signed: bool,
     model: str,
-    out: Path | None,
+    out: Path | str | None,
     revision: int,
     top_k: int,
     as_json: bool,
-    images: tuple[Path, ...],
+    images: tuple[Path | str, ...],
     texts: tuple[str, ...],
 ) -> None:
     """Classify IMAGES with MODEL of a repository, without a server.
 
-    IMAGES are files or folders of photos, texts or embeddings, as for `topwork classify`. The
-    output is that of `topwork classify`, and the answers are the server's.
+    IMAGES are files, folders or buckets of photos, texts or embeddings, as for `topwork classify`.
+    The output is that of `topwork classify`, and the answers are the server's.
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
-    inputs = given_inputs(expand(images), texts)
+    inputs = given_inputs(images, texts)
     opened = topwork.open(repository, model, revision=revision, signing=keys.read(publishes=False))
 
     def stream(contents: Iterator[Content]) -> Generator[StreamResult, None, None]:

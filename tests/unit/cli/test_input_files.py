@@ -9,7 +9,8 @@ import pytest
 from support.pictures import picture
 
 from topwork import Embedding, Text
-from topwork.cli.input_files import PHOTOS, TEXTS, VECTORS, list_inputs
+from topwork.cli.input_files import list_inputs
+from topwork.cli.input_kinds import PHOTOS, TEXTS, VECTORS
 from topwork.cli.labelled_data import read_data, read_test_data
 from topwork.errors import ImageError, InvalidInput
 
@@ -34,7 +35,7 @@ def test_files_tell_their_kind(tmp_path: Path) -> None:
     assert [name.rpartition("/")[2] for name, _ in found.items] == [
         "--text 1", "--text 2", "a.txt", "b.txt", "single.TXT",
     ]  # fmt: skip
-    assert [(each.reason, each.path.name) for each in found.omitted] == [("text", "DATA.csv")]
+    assert [(reason, Path(name).name) for reason, name in found.left_out] == [("text", "DATA.csv")]
     np.save(tmp_path / "rows.npy", np.eye(2, dtype=np.float32))
     found = list_inputs([tmp_path / "rows.npy"], field="images")
     assert found.kind is VECTORS
@@ -45,7 +46,7 @@ def test_files_tell_their_kind(tmp_path: Path) -> None:
     found = list_inputs([folder], field="images")  # texts beside photos are about them
     assert found.kind is PHOTOS
     assert [name.rpartition("/")[2] for name, _ in found.items] == ["photo.png"]
-    assert {each.path.name for each in found.omitted} == {"a.txt", "b.txt", "DATA.csv"}
+    assert {Path(name).name for _, name in found.left_out} == {"a.txt", "b.txt", "DATA.csv"}
 
 
 def test_two_kinds_are_refused_with_both(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name
 from topwork.repository_option import repository_option
+from topwork.terminal import PathOrURL
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress
 from topwork_trainer.cli.options import cache_option, data_argument, split_names
@@ -24,8 +25,9 @@ from topwork_trainer.embedding.plan import PART_PHOTOS
 @click.option(
     "--out",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the parts. The same command resumes a run that was killed.",
+    type=PathOrURL(file_okay=False, path_type=Path),
+    help="Directory of the parts, or URL of a prefix in a bucket, s3://bucket/DIR. The same "
+    "command resumes a run that was killed.",
 )
 @click.option(
     "--engine",

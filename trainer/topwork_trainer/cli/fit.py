@@ -14,6 +14,7 @@ import click
 
 from topwork import tables
 from topwork.bundle.findings import Finding
+from topwork.bundle.location import to_location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import InvalidInput
@@ -58,8 +59,8 @@ class _OrAuto(click.ParamType[Any]):
 @click.argument("data", required=False, type=LocalPath(path_type=Path))
 @click.option(
     "--embeddings",
-    help="Parts of `topwork-train embed`, DIR or 'DIR/*.parquet', instead of DATA: the photos are "
-    "not read again.",
+    help="Parts of `topwork-train embed`, DIR or 'DIR/*.parquet', also of a bucket, "
+    "'s3://bucket/DIR/*.parquet', instead of DATA: the photos are not read again.",
 )
 @click.option("--model", required=True, help="Name of the model; allowed: a-z 0-9 . _ -")
 @repository_option("Repository in which the revision is published.", exists=False, required=True)
@@ -189,7 +190,7 @@ def fit(
     """
     from topwork_trainer.fit import fit as module
 
-    given = data if embeddings is None else Path(embeddings)
+    given = data if embeddings is None else to_location(embeddings)
     if given is None or (data and embeddings):
         raise InvalidInput("give DATA or --embeddings, one of them", field="data")
     config = FitConfig(

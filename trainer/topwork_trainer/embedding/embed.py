@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from topwork.bundle.location import Location
+from topwork.bundle.location import Location, absolute
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
@@ -28,7 +29,8 @@ from topwork_trainer.embedding.plan import (
     make_plan,
     put_backbone,
 )
-from topwork_trainer.embedding.work import is_done
+from topwork_trainer.embedding.run_files import RunFiles, open_run
+from topwork_trainer.embedding.work import done_parts
 
 EngineName = Literal["local", "ray"]
 
@@ -45,7 +47,7 @@ class Engine(Protocol):
 
     def __call__(
         self,
-        out: Path,
+        out: RunFiles,
         plan: Plan,
         parts: Sequence[int],
         photos: Sequence[tuple[str, Photo]],
@@ -65,7 +67,8 @@ class EmbedConfig:
     """The settings of ``topwork-train embed``; each is an option of the same name."""
 
     data: Path
-    out: Path
+    out: Location
+    """Directory, or the URL of a prefix in a bucket."""
     engine: EngineName = "local"
     model: str | None = None
     """Model of ``repository`` whose backbone embeds; None: ``backbone``."""
@@ -96,9 +99,11 @@ def embed_photos(config: EmbedConfig, on_begin: OnBegin) -> EmbedResult:
     one. ``on_begin`` is called with the number of photos that are missing, and returns the callback
     of the progress. Raises InvalidInput if the data cannot be used, or ``out`` has another run.
     """
-    data, out = config.data.absolute(), config.out.absolute()  # for other processes
+    data = config.data.absolute()  # for other processes
+    out = open_run(absolute(config.out))
     photos = scan(data, classes=config.classes)
-    backbone = _prepare(config, Repository(out))
+    with out.new_backbones() as target:
+        backbone = _prepare(config, target)
     plan = begin(
         out,
         make_plan(
@@ -109,7 +114,9 @@ def embed_photos(config: EmbedConfig, on_begin: OnBegin) -> EmbedResult:
         ),
     )
     every = listed(photos)
-    missing = [part for part in range(plan.parts) if not is_done(out, plan, part)]
+    missing = sorted({*range(plan.parts)} - done_parts(out, plan, range(plan.parts)))
+    if isinstance(config.out, str):  # there are no locks: other processes have another order
+        random.shuffle(missing)
     embedded = 0
     if missing:
         on_photos = on_begin(sum(len(plan.photos_of(part, every)) for part in missing))

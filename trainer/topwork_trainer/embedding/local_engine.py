@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from topwork.inputs.data.photos import Photo
 from topwork.runtime.cores import available_cores
 from topwork_trainer.embedding.plan import Plan
+from topwork_trainer.embedding.run_files import RunFiles
 from topwork_trainer.embedding.work import Run
 
 
 def embed_parts(
-    out: Path,
+    out: RunFiles,
     plan: Plan,
     parts: Sequence[int],
     photos: Sequence[tuple[str, Photo]],

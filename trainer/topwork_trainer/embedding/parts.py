@@ -1,4 +1,4 @@
-"""Parts: Parquet files with the embeddings of photos, written atomically, with the same bytes.
+"""Parts: Parquet files with the embeddings of photos, of the same bytes for the same photos.
 
 pyarrow is imported here when the first part is written or read.
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topwork.bundle import files
 from topwork.bundle.groups import group_id
 from topwork.errors import Corrupt, InvalidInput
 from topwork.inputs.data.photos import Photo
@@ -55,8 +54,8 @@ def to_row(split: str, photo: Photo, embedded: Embedded, header: HeaderFacts | N
     )
 
 
-def write_part(path: Path, rows: Sequence[PartRow], *, width: int, plan: str, part: int) -> None:
-    """Write a part, atomically and durably; equal rows give equal bytes with the same pyarrow."""
+def encode_part(rows: Sequence[PartRow], *, width: int, plan: str, part: int) -> bytes:
+    """Return the content of a part; equal rows give equal bytes with the same pyarrow."""
     pa, parquet = _pyarrow()
     metadata = {METADATA: json.dumps({"plan": plan, "part": part}).encode()}
     schema = pa.schema(
@@ -83,14 +82,14 @@ def write_part(path: Path, rows: Sequence[PartRow], *, width: int, plan: str, pa
     encoded = io.BytesIO()
     # Neither embeddings nor JPEG files become smaller.
     parquet.write_table(table, encoded, compression="none", use_dictionary=["label", "split"])
-    files.write_file(path, encoded.getvalue())
+    return encoded.getvalue()
 
 
-def is_part(path: Path, *, plan: str, part: int, photos: int) -> bool:
+def is_part(source: Path | io.BytesIO, *, plan: str, part: int, photos: int) -> bool:
     """Return True if there is a whole part of this plan; reads its footer only."""
     _, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(path) as opened:
+        with parquet.ParquetFile(source) as opened:
             return (
                 _metadata(opened.schema_arrow) == {"plan": plan, "part": part}
                 and opened.metadata.num_rows == photos
@@ -101,11 +100,11 @@ def is_part(path: Path, *, plan: str, part: int, photos: int) -> bool:
         return False
 
 
-def read_part(path: Path, *, plan: str, part: int) -> list[PartRow]:
-    """Return the rows of a part. Raises Corrupt if it is damaged or of another plan."""
+def read_part(source: Path | io.BytesIO, *, name: str, plan: str, part: int) -> list[PartRow]:
+    """Return the rows of a part. Raises Corrupt, with its name, if damaged or of another plan."""
     _, parquet = _pyarrow()
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(source)
         if _metadata(table.schema) != {"plan": plan, "part": part}:
             raise ValueError("it is of another plan")
         embeddings = table["embedding"].combine_chunks()
@@ -116,9 +115,7 @@ def read_part(path: Path, *, plan: str, part: int) -> list[PartRow]:
         rows = table.drop_columns(["embedding"]).to_pylist()
         return [_row(row, matrix, int(place)) for row, place in zip(rows, present, strict=True)]
     except Exception as error:  # pyarrow raises many classes on damaged files
-        raise Corrupt(
-            f"{files.short_path(path)} cannot be read: {error}; delete it and run embed again"
-        ) from error
+        raise Corrupt(f"{name} cannot be read: {error}; delete it and run embed again") from error
 
 
 def _columns(row: PartRow) -> Mapping[str, Any]:

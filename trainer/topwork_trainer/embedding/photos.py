@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import glob
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from topwork.bucket_files import find, is_bucket_url
+from topwork.bundle.location import Location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
+from topwork.in_order import in_order
 from topwork.inputs.data.photos import Photo
 from topwork.printable import file_name
 from topwork.training.embed import Embedded
@@ -17,6 +21,10 @@ from topwork_trainer.audit_files import HeaderFacts
 from topwork_trainer.data import Photos
 from topwork_trainer.embedding.parts import PartRow, read_part
 from topwork_trainer.embedding.plan import Plan, put_backbone, read_plan
+from topwork_trainer.embedding.run_files import RunFiles, open_run
+
+READERS = 4
+"""Raising it hides more of the latency of a bucket: parts in memory before they are decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,32 +53,35 @@ class EmbeddedPhotos:
 
     photos: Photos
     plan: Plan
-    directory: Path
+    files: RunFiles
 
     def put_backbone(self, repository: Repository) -> BackboneInfo:
         """Store the backbone in the repository of a fit, and return its info. Raises Corrupt."""
-        return put_backbone(Repository(self.directory), repository, self.plan.backbone)
+        with self.files.backbones() as source:
+            return put_backbone(source, repository, self.plan.backbone)
 
 
 def read_photos(pattern: str) -> EmbeddedPhotos:
     """Return the photos of the run whose parts match ``pattern``, a directory or ``DIR/*.parquet``.
 
-    Raises InvalidInput if they are not all parts of one run, Corrupt if one is damaged.
+    DIR may be the URL of a prefix in a bucket. Raises InvalidInput if they are not all parts of one
+    run, Corrupt if one is damaged.
     """
-    directory = _directory(pattern)
-    plan = read_plan(directory)
-    files = [plan.part_file(directory, part) for part in range(plan.parts)]
-    if missing := [file for file in files if not file.exists()]:
+    files = open_run(_directory(pattern))
+    plan = read_plan(files)
+    names = [plan.part_name(part) for part in range(plan.parts)]
+    if missing := sorted({*names} - files.stored(names)):
         raise InvalidInput(
-            f"{len(missing)} of {plan.parts} parts are missing in {file_name(directory)}, such as "
-            f"{missing[0].name}: run `topwork-train embed` again, which resumes",
+            f"{len(missing)} of {plan.parts} parts are missing in {files}, such as "
+            f"{missing[0]}: run `topwork-train embed` again, which resumes",
             field="embeddings",
             reason="EMBEDDINGS_INCOMPLETE",
         )
     by_split: dict[str, list[Photo]] = defaultdict(list)
-    for part, file in enumerate(files):
-        for row in read_part(file, plan=plan.digest, part=part):
-            by_split[row.split].append(_photo(row))
+    with closing(in_order(files.source, names, threads=READERS, ahead=READERS)) as sources:
+        for part, (name, source) in enumerate(sources):
+            for row in read_part(source, name=f"{files}/{name}", plan=plan.digest, part=part):
+                by_split[row.split].append(_photo(row))
     return EmbeddedPhotos(
         photos=Photos(
             labels=plan.labels,
@@ -80,7 +91,7 @@ def read_photos(pattern: str) -> EmbeddedPhotos:
             notes=plan.notes,
         ),
         plan=plan,
-        directory=directory,
+        files=files,
     )
 
 
@@ -91,11 +102,18 @@ def _photo(row: PartRow) -> EmbeddedPhoto:
     return EmbeddedPhoto(name=row.name, label=row.label, read=read, row=row)
 
 
-def _directory(pattern: str) -> Path:
+def _directory(pattern: str) -> Location:
     """Return the directory of all files that match. Raises InvalidInput unless it is one."""
-    if Path(pattern).is_dir():
+    found: list[Location]
+    if is_bucket_url(pattern):
+        if not pattern.endswith(".parquet"):
+            return pattern
+        matches = find(pattern, field="embeddings").files
+        found = [*sorted({match.url.rpartition("/")[0] for match in matches})]
+    elif Path(pattern).is_dir():
         return Path(pattern)
-    found = sorted({Path(match).parent for match in glob.glob(pattern)})  # noqa: PTH207 # absolute
+    else:
+        found = [*sorted({Path(match).parent for match in glob.glob(pattern)})]  # noqa: PTH207 # absolute
     if len(found) != 1:
         names = ", ".join(map(file_name, found)) or "none"
         raise InvalidInput(

@@ -1,8 +1,8 @@
 """Plan of an embedding run: the photos of each part, the backbone and the software.
 
     plan.json
-    begin.lock, locked while plan.json is written
-    plan.lock, locked by the byte with a part's number while a process works on that part
+    begin.lock, locked while plan.json is written; not in a bucket
+    plan.lock, locked by the byte with a part's number while a process works on that part; neither
     backbones/<sha256>/backbone.onnx, backbone.json, as in a repository
     part-00000.parquet ...
 
@@ -16,7 +16,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 
 import PIL
 
@@ -27,12 +26,11 @@ from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LeftOut
-from topwork.printable import file_name
 from topwork.runtime.backend import software_versions
 from topwork_trainer.data import Photos
+from topwork_trainer.embedding.run_files import RunFiles
 
 FILE = "plan.json"
-LOCK = "plan.lock"
 
 SCHEMA = 1
 """Schema version of plan.json and of the parts."""
@@ -79,9 +77,9 @@ class Plan:
         """Return the photos of a part, with their splits, among all of ``listed``."""
         return list(photos[part * self.part_photos : (part + 1) * self.part_photos])
 
-    def part_file(self, out: Path, part: int) -> Path:
-        """Return the path of a part."""
-        return out / f"part-{part:05}.parquet"
+    def part_name(self, part: int) -> str:
+        """Return the file name of a part."""
+        return f"part-{part:05}.parquet"
 
 
 def listed(photos: Photos) -> list[tuple[str, Photo]]:
@@ -118,18 +116,14 @@ def versions() -> dict[str, str]:
     return {**software_versions(), "pillow": PIL.__version__}
 
 
-def begin(out: Path, plan: Plan) -> Plan:
-    """Store a plan in ``out``, or return the plan there, to resume it.
+def begin(out: RunFiles, plan: Plan) -> Plan:
+    """Store a plan, or return the plan that is there, to resume it.
 
     The size of its parts stays. Raises InvalidInput if it is of other photos, another backbone,
     other thumbnails or other software.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    files.sweep(out)  # what killed processes were writing
-    with files.locked(out / "begin.lock"):
-        if not (out / FILE).exists():
-            files.write_file(out / FILE, to_json(plan))
-            return plan
+    if out.create(FILE, to_json(plan)):
+        return plan
     stored = read_plan(out)
     for name, text in (
         ("data", "other photos"),
@@ -140,31 +134,30 @@ def begin(out: Path, plan: Plan) -> Plan:
         if getattr(stored, name) != getattr(plan, name):
             more = f": {stored.versions}, here {plan.versions}" if name == "versions" else ""
             raise InvalidInput(
-                f"{file_name(out)} has parts of {text}{more}; choose another directory",
+                f"{out} has parts of {text}{more}; choose another directory",
                 field="out",
                 reason="EMBEDDINGS_DIFFER",
             )
     if replace(plan, part_photos=stored.part_photos) != stored:
         raise InvalidInput(
-            f"{file_name(out)} has parts of data that left out other files; choose another "
-            "directory",
+            f"{out} has parts of data that left out other files; choose another directory",
             field="out",
             reason="EMBEDDINGS_DIFFER",
         )
     return stored
 
 
-def read_plan(out: Path) -> Plan:
-    """Return the plan in ``out``. Raises InvalidInput if there is none or a newer one, Corrupt."""
-    path = out / FILE
-    if not path.exists():
+def read_plan(out: RunFiles) -> Plan:
+    """Return the plan of a run. Raises InvalidInput if there is none or a newer one, Corrupt."""
+    content = out.read(FILE)
+    if content is None:
         raise InvalidInput(
-            f"{file_name(out)} has no {FILE}: `topwork-train embed` makes it", field="embeddings"
+            f"{out} has no {FILE}: `topwork-train embed` makes it", field="embeddings"
         )
-    plan = from_json(files.read(path), Plan, name=files.short_path(path))
+    plan = from_json(content, Plan, name=FILE)
     if plan.schema != SCHEMA:
         raise InvalidInput(
-            f"{file_name(path)} has schema {plan.schema}; this software reads {SCHEMA}",
+            f"{out}/{FILE} has schema {plan.schema}; this software reads {SCHEMA}",
             field="embeddings",
         )
     return plan

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from topwork.bundle.location import to_location
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork_trainer.embedding.plan import Plan, read_plan
+from topwork_trainer.embedding.run_files import RunFiles, open_run
 from topwork_trainer.embedding.work import Run
 
 AHEAD = 2
@@ -17,7 +18,7 @@ AHEAD = 2
 
 
 def embed_parts(
-    out: Path,
+    out: RunFiles,
     plan: Plan,
     parts: Sequence[int],
     photos: Sequence[tuple[str, Photo]],
@@ -26,7 +27,7 @@ def embed_parts(
     """Embed the ``parts`` in tasks of a core each; see ``local_engine.embed_parts``.
 
     The cluster is that of RAY_ADDRESS, else one is started on this machine. All its machines need
-    this software, and the photos and ``out`` under the same paths. Ray repeats the tasks of a
+    this software, and the photos and ``out`` at the same locations. Ray repeats the tasks of a
     machine that dies. Raises InvalidInput without Ray, or if the photos are members of an archive
     that is open in this process.
     """
@@ -47,7 +48,7 @@ def embed_parts(
         for part in parts:
             own = plan.photos_of(part, photos)
             try:
-                task = remote.remote(str(out), plan.digest, part, own)
+                task = remote.remote(str(out.location), plan.digest, part, own)
             except TypeError as error:  # Ray cannot pickle an open file
                 raise InvalidInput(
                     "the engine ray needs photos that are files of their own: unpack the archive",
@@ -71,9 +72,10 @@ def embed_part(out: str, digest: str, part: int, photos: Sequence[tuple[str, Pho
 
 @functools.lru_cache(maxsize=1)
 def _run(out: str, digest: str) -> Run:
-    plan = read_plan(Path(out))
+    files = open_run(to_location(out))
+    plan = read_plan(files)
     assert plan.digest == digest, "the plan of a run never changes"
-    return Run.open(Path(out), plan, cores=1)
+    return Run.open(files, plan, cores=1)
 
 
 def _finish(ray: Any, waiting: dict[Any, int], on_photos: Callable[[int], None]) -> int:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
-from topwork.bundle.store import Repository
 from topwork.errors import ImageError, InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
 from topwork.training.embed import embed_each
 from topwork_trainer.audit_files import HeaderFacts, header_facts
-from topwork_trainer.embedding.parts import is_part, to_row, write_part
-from topwork_trainer.embedding.plan import LOCK, Plan, versions
+from topwork_trainer.embedding.parts import encode_part, is_part, to_row
+from topwork_trainer.embedding.plan import Plan, versions
+from topwork_trainer.embedding.run_files import RunFiles
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,13 +23,13 @@ _LOG = logging.getLogger(__name__)
 class Run:
     """An embedding run, as a process sees it."""
 
-    out: Path
+    out: RunFiles
     plan: Plan
     backbone: UsedBackbone
     cores: int
 
     @classmethod
-    def open(cls, out: Path, plan: Plan, *, cores: int) -> Run:
+    def open(cls, out: RunFiles, plan: Plan, *, cores: int) -> Run:
         """Open the backbone. Raises Corrupt, and InvalidInput if this software is another."""
         if versions() != plan.versions:
             raise InvalidInput(
@@ -41,11 +38,10 @@ class Run:
                 field="out",
                 reason="EMBEDDINGS_DIFFER",
             )
-        repository = Repository(out)
-        info = repository.backbone_info(plan.backbone)
-        return cls(
-            out=out, plan=plan, backbone=open_backbone_session(repository, info), cores=cores
-        )
+        with out.backbones() as repository:
+            info = repository.backbone_info(plan.backbone)
+            backbone = open_backbone_session(repository, info)
+        return cls(out=out, plan=plan, backbone=backbone, cores=cores)
 
     def embed(
         self,
@@ -61,17 +57,18 @@ class Run:
         ``photos`` are those of the part with their splits. ``on_photo`` is called for each photo
         that is embedded, in the calling thread.
         """
-        with _claimed(self.out / LOCK, part, wait=wait) as is_mine:
+        with self.out.claimed(part, wait=wait) as is_mine:
             if not is_mine:
                 return None
-            if is_done(self.out, self.plan, part):
+            if done_parts(self.out, self.plan, [part]):
                 return 0
-            self._write(part, photos, on_photo)
-            return len(photos)
+            content = self._part(part, photos, on_photo)
+            return len(photos) if self.out.write(self.plan.part_name(part), content) else 0
 
-    def _write(
+    def _part(
         self, part: int, photos: Sequence[tuple[str, Photo]], on_photo: Callable[[], None]
-    ) -> None:
+    ) -> bytes:
+        """Return the content of a part."""
         spec = self.backbone.info.image_spec
         rows = []
         done = embed_each(
@@ -87,9 +84,8 @@ class Run:
                 is_audited = not split and isinstance(embedded, tuple)
                 header = self._header(photo) if is_audited else None
                 rows.append(to_row(split, photo, embedded, header))
-        path = self.plan.part_file(self.out, part)
         width = self.backbone.info.width
-        write_part(path, rows, width=width, plan=self.plan.digest, part=part)
+        return encode_part(rows, width=width, plan=self.plan.digest, part=part)
 
     def _header(self, photo: Photo) -> HeaderFacts | None:
         try:
@@ -98,26 +94,14 @@ class Run:
             return None
 
 
-def is_done(out: Path, plan: Plan, part: int) -> bool:
-    """Return True if there is a whole part of the plan."""
+def done_parts(out: RunFiles, plan: Plan, parts: Sequence[int]) -> set[int]:
+    """Return those of the ``parts`` that are there, and whole."""
+    stored = out.stored([plan.part_name(part) for part in parts])
+    present = {part for part in parts if plan.part_name(part) in stored}
+    return present if out.is_atomic else {part for part in present if _is_whole(out, plan, part)}
+
+
+def _is_whole(out: RunFiles, plan: Plan, part: int) -> bool:
     photos = min(plan.part_photos, plan.photos - part * plan.part_photos)
-    return is_part(plan.part_file(out, part), plan=plan.digest, part=part, photos=photos)
-
-
-@contextmanager
-def _claimed(lock: Path, part: int, *, wait: bool) -> Iterator[bool]:
-    """Lock a part's byte of the lock file, until the block or the process ends; yield False if not.
-
-    Byte-range locks also hold between machines on NFS. Without working locks two processes may
-    embed the same part, and write the same file.
-    """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
-        except (BlockingIOError, PermissionError):
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
+    source = out.source(plan.part_name(part))
+    return is_part(source, plan=plan.digest, part=part, photos=photos)

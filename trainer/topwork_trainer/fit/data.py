@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from topwork.bundle.manifest import BackboneInfo
@@ -50,12 +51,14 @@ def load_data(config: FitConfig) -> tuple[FitConfig, Photos, PutBackbone | None]
 
 def _scan(config: FitConfig) -> tuple[Photos, EmbeddingSpec | None]:
     """Return the data to train on, and the space if they are embeddings. Raises InvalidInput."""
-    if config.kind == "embedding" or (not config.kind and is_vectors(config.data)):
+    data = config.data
+    assert isinstance(data, Path), "only embedding runs lie in buckets"
+    if config.kind == "embedding" or (not config.kind and is_vectors(data)):
         _check_settings(config, (*_OF_GRAPHS, *_OF_IMAGES), "embedding")
-        return scan_vectors(config.data, space=config.space, classes=config.classes)
+        return scan_vectors(data, space=config.space, classes=config.classes)
     if config.space:
         raise InvalidInput("--space needs embeddings, .npy or .npz", field="space")
-    photos = scan(config.data, classes=config.classes, kind=config.kind)
+    photos = scan(data, classes=config.classes, kind=config.kind)
     if photos.kind != "image":
         _check_settings(config, _OF_IMAGES, photos.kind)
     return photos if config.test is None else add_test_set(photos, config.test), None

@@ -60,7 +60,8 @@ Precision = Literal["fp32", "int8", "auto"]
 class FitConfig:
     """The settings of ``topwork-train fit``; each is an option of the same name."""
 
-    data: Path
+    data: Location
+    """A path, or of an embedding run also the URL of its bucket."""
     model: str
     repository: Location
     database: str = ""

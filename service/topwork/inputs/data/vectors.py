@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from topwork.errors import InvalidInput
 from topwork.inputs.data.parquet import has_embeddings, read_embeddings
@@ -55,8 +56,21 @@ def read_vectors(path: Path, *, label: str = "") -> list[Vector]:
     ``labels`` (N,) and ``space``, a text; a Parquet file a column ``embedding`` of lists, and one
     of labels. Raises InvalidInput.
     """
-    arrays = read_embeddings(path) if _is_table(path) else _read(path)
-    rows, name = arrays["embeddings"], file_name(path)
+    name = file_name(path)
+    if _is_table(path):
+        return _vectors(read_embeddings(path), name, label)
+    with path.open("rb") as file:
+        return _vectors(_read(file, path.stat().st_size, name), name, label)
+
+
+def decode_vectors(content: bytes, name: str) -> list[Vector]:
+    """Return the rows of a ``.npy`` or ``.npz`` as ``read_vectors``. Raises InvalidInput."""
+    return _vectors(_read(io.BytesIO(content), len(content), name), name, "")
+
+
+def _vectors(arrays: dict[str, NDArray[Any]], name: str, label: str) -> list[Vector]:
+    """Return the rows of the arrays of a file. Raises InvalidInput."""
+    rows = arrays["embeddings"]
     if rows.ndim == 1:
         rows = rows[None]
     if rows.dtype != "float32":
@@ -133,21 +147,19 @@ def _labels(arrays: dict[str, NDArray[Any]], rows: int, name: str) -> Sequence[s
     return [str(label) for label in labels.tolist()]
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file. Raises InvalidInput."""
-    name = file_name(path)
+def _read(file: BinaryIO, size: int, name: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file of NumPy. Raises InvalidInput."""
     arrays = {}
     try:
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                file.seek(0)
-                return {"embeddings": _array(file, path.stat().st_size)}
-            with zipfile.ZipFile(file) as archive:
-                for member in archive.infolist():
-                    key = member.filename.removesuffix(".npy")
-                    if key in {"embeddings", "labels", "space"}:
-                        with archive.open(member) as part:
-                            arrays[key] = _array(part, member.file_size)
+        if file.read(2) != b"PK":
+            file.seek(0)
+            return {"embeddings": _array(file, size)}
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                key = member.filename.removesuffix(".npy")
+                if key in {"embeddings", "labels", "space"}:
+                    with archive.open(member) as part:
+                        arrays[key] = _array(part, member.file_size)
     except Exception as error:  # NumPy and zipfile raise many classes on damaged files
         text = " ".join(str(error).split()) or type(error).__name__
         raise _invalid(f"{name} is no file of NumPy that can be read: {text:.200}") from error

@@ -27,6 +27,7 @@ from topwork_trainer.cli.commands import cli
 from topwork_trainer.embedding.embed import EmbedConfig, EmbedResult, embed_photos
 from topwork_trainer.embedding.photos import read_photos
 from topwork_trainer.embedding.plan import read_plan
+from topwork_trainer.embedding.run_files import open_run
 from topwork_trainer.embedding.work import Run
 from topwork_trainer.fit.fit import FitConfig, FitResult, fit
 
@@ -231,9 +232,9 @@ def test_directory_of_another_run_is_refused(
     (data / "train/blue/03.png").unlink()
     with pytest.raises(InvalidInput, match="out has parts of other photos"):
         run(repository, data, out)
-    plan = read_plan(out)
+    plan = read_plan(open_run(out))
     with pytest.raises(InvalidInput, match="all processes need the same"):
-        Run.open(out, replace(plan, versions={**plan.versions, "pillow": "1.0"}), cores=1)
+        Run.open(open_run(out), replace(plan, versions={**plan.versions, "pillow": "1.0"}), cores=1)
     assert parts(out) == before
 
 
@@ -277,7 +278,7 @@ def test_part_that_another_process_embeds_is_left_to_it(
     out = tmp_path / "out"
     run(repository, data, out)
     (out / "part-00001.parquet").unlink()
-    opened = Run.open(out, read_plan(out), cores=1)
+    opened = Run.open(open_run(out), read_plan(open_run(out)), cores=1)
     holder = (
         "import fcntl, sys\n"
         f"file = open({str(out / 'plan.lock')!r}, 'r+')\n"
@@ -316,12 +317,12 @@ def test_plan_of_the_first_release_is_read(tmp_path: Path) -> None:
     """Reading and writing it gives the same bytes, which the parts name by their digest."""
     content = json.dumps(STORED, indent=1).encode() + b"\n"
     (tmp_path / "plan.json").write_bytes(content)
-    plan = read_plan(tmp_path)
+    plan = read_plan(open_run(tmp_path))
     assert plan.parts == 3
     assert plan.digest == hashlib.sha256(content).hexdigest()
     (tmp_path / "plan.json").write_text(json.dumps({**STORED, "schema": 2}))
     with pytest.raises(InvalidInput, match="has schema 2; this software reads 1"):
-        read_plan(tmp_path)
+        read_plan(open_run(tmp_path))
 
 
 # Processes

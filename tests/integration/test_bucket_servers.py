@@ -1,4 +1,4 @@
-"""Servers, workers and commands on a repository in a bucket, with nothing shared but the database."""
+"""Servers, workers and commands on a repository in a bucket, which share only the database."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_models_are_made_deleted_and_restored(hosts: list[Client]) -> None:
     """CreateModel, CopyModel, DeleteModel and UndeleteModel are seen by the other server."""
     first, second = hosts
     first.copy_model("colours", "copy")
-    servers.eventually(lambda: "copy" in [model.name for model in second.models()])
+    servers.eventually(lambda: "models/copy" in [model.name for model in second.models()])
     second.delete_model("copy")
-    servers.eventually(lambda: "copy" not in [model.name for model in first.models()])
+    servers.eventually(lambda: "models/copy" not in [model.name for model in first.models()])
     first.undelete_model("copy")
-    servers.eventually(lambda: "copy" in [model.name for model in second.models()])
+    servers.eventually(lambda: "models/copy" in [model.name for model in second.models()])
 
 
 def test_gc_keeps_what_is_needed(url: str, database: str, tmp_path: Path) -> None:

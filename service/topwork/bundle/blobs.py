@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
@@ -17,6 +17,8 @@ from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.storage.storage import ABSENT, Entry, Storage, Tag
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput
+
+T = TypeVar("T")
 
 BlobKind = Literal["backbones", "exemplars", "images"]
 """Kind of a blob, which is also its directory."""
@@ -174,8 +176,18 @@ class BlobStore:
 
     def shard(self, digest: str) -> Shard:
         """Return a memory-mapped shard. Raises Corrupt."""
+        return self.open_local(digest, lambda path: open_shard(path, digest))
+
+    def open_local(self, digest: str, open_file: Callable[[Path], T]) -> T:
+        """Return what ``open_file``, which verifies it, makes of the local file of a shard.
+
+        A damaged file in the cache of a bucket is fetched once again. Raises Corrupt.
+        """
         key = self.key("exemplars", digest)
-        return open_shard(self.storage.local(key, digest), digest)
+        try:
+            return open_file(self.storage.local(key, digest))
+        except Corrupt:
+            return open_file(self.storage.local(key, digest, again=True))
 
     def put_image(self, content: bytes) -> str:
         """Store an encoded image durably and return its digest."""

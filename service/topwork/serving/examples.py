@@ -117,16 +117,18 @@ class Examples:
 
     def _open(self, digest: str, open_file: _OpenShard[T]) -> T:
         """Open a shard; its sha256 is computed only if the file has changed since it was right."""
-        key = self._repository.key("exemplars", digest)
-        path = self._repository.storage.local(key, digest)
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            raise Corrupt(f"{key} is missing") from None
-        state = stat.st_ino, stat.st_mtime_ns, stat.st_size
-        opened = open_file(path, digest, verified=self._verified.get(digest) == state)
-        self._verified[digest] = state
-        return opened
+
+        def open_known(path: Path) -> T:
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                raise Corrupt(f"exemplars/{digest}.npz is missing") from None
+            state = stat.st_ino, stat.st_mtime_ns, stat.st_size
+            opened = open_file(path, digest, verified=self._verified.get(digest) == state)
+            self._verified[digest] = state
+            return opened
+
+        return self._repository.open_local(digest, open_known)
 
 
 def select(index: ExampleIndex, manifest: Manifest, wanted: ExampleFilter) -> NDArray[np.int64]:

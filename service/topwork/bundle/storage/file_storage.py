@@ -55,7 +55,7 @@ class FileStorage:
         """Return a file's bytes. Raises Corrupt if missing, or its sha256 is not ``digest``."""
         return files.read_verified(self.path(key), digest)
 
-    def local(self, key: str, digest: str) -> Path:  # noqa: ARG002  # see Storage
+    def local(self, key: str, digest: str, *, again: bool = False) -> Path:  # noqa: ARG002  # see Storage
         """Return the path of the file."""
         return self.path(key)
 

@@ -112,9 +112,9 @@ class ObjectStorage:
             self._cache.put_blob(digest, content)
         return content
 
-    def local(self, key: str, digest: str) -> Path:
+    def local(self, key: str, digest: str, *, again: bool = False) -> Path:
         """Return the cached file with the bytes of ``key``. Raises Corrupt."""
-        path = self._cache.path(digest)
+        path = None if again else self._cache.path(digest)
         if path is None:
             content = self._fetch(key, digest)
             path = self._cache.put_blob(digest, content) or self._cache.temporary(content)

@@ -90,8 +90,10 @@ class Storage(Protocol):
     def read_verified(self, key: str, digest: str) -> bytes:
         """Return a file's bytes. Raises Corrupt if missing, or its sha256 is not ``digest``."""
 
-    def local(self, key: str, digest: str) -> Path:
+    def local(self, key: str, digest: str, *, again: bool = False) -> Path:
         """Return a local file with the bytes of ``key``, to be mapped into memory.
+
+        ``again``: the cached file is damaged, and must be fetched again.
 
         ``digest`` is their sha256, by which an object store caches them; the caller verifies it. It
         may be deleted as soon as it is open. Raises Corrupt if it is missing.

@@ -17,6 +17,7 @@ from topwork.changes.lifecycle import Lifecycle, backbones
 from topwork.changes.operations import RETRY_SECONDS
 from topwork.changes.pointer import pin, roll_back
 from topwork.changes.requests import ChangeRequest, UploadItem
+from topwork.errors import NotFound
 from topwork.limits import ServerLimits
 from topwork.rpc.context import Context
 from topwork.rpc.convert import fields
@@ -83,7 +84,11 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         known = sorted({*self._registry.models(), *self._registry.drafts()})
         page = Page[model_pb.Model](start, size)
         for name in [name for name in known if scope.has(name)][start:]:
-            if not page.add(await self._models.message(name)):
+            try:
+                message = await self._models.message(name)
+            except NotFound:  # another server deleted it, and this one has not noticed yet
+                continue
+            if not page.add(message):
                 break
         return model_pb.ListModelsResponse(models=page.messages, next_page_token=page.token)
 

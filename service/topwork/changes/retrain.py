@@ -281,6 +281,7 @@ class Trainer:
             making=Making(
                 command=f"{describe(job, result.images_used)}, operation {operation}",
                 findings=findings,
+                notes=learned.notes,
             ),
             sources=sources,
         )

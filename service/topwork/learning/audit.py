@@ -41,7 +41,7 @@ def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -
     ``judged`` is the result of ``learn`` for these exemplars and ``seed``; None: no head could be
     learnt, and checks that need a head are skipped.
     """
-    folds = exemplars.folds(seed)
+    folds = exemplars.folds(seed) if judged is None or judged.folds is None else judged.folds
     pairs = _confirmed(exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets))
     return [
         *_several_labels(exemplars),

@@ -197,7 +197,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             command=config.command,
             findings=(*findings, *sets.verdict.findings),
             backbones=tuple(ranked),
-            notes=tuple(notes),
+            notes=(*notes, *attempt.learned.notes),
         ),
     )
     sets.record(manifest.revision)
@@ -210,7 +210,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         metrics=attempt.learned.metrics,
         skipped=attempt.skipped,
         findings=[*findings, *sets.verdict.findings],
-        notes=notes,
+        notes=[*notes, *attempt.learned.notes],
         held_out=held_out,
         left_out=photos.left_out,
         report=repository.report_file(manifest),

@@ -5,7 +5,7 @@
 
 Makes embeddings, writes them as shards into a repository, and measures in a process each, with two
 threads: ``fit``, everything after embedding, on all classes except the last, and ``add``, AddClass
-of the last class, from shards on disk to a serving revision. Prints the seconds of each stage and
+of the last class, from shards on disk to a serving revision. Prints the wall and processor seconds of each stage and
 the peak memory: ``peak_gib`` is all resident memory, ``own_gib`` without the pages of mapped files,
 which the kernel drops if memory is short. ``gemm_seconds`` is the least time that the products of a
 ridge regression's Gram matrix (N x D x D) take on two threads, measured in the same process before
@@ -215,26 +215,27 @@ def summary(found: Row, store: Repository, revision: int) -> Row:
         "head_sha256": manifest.head,
         **found,
         "gemm_seconds": ceiling,
-        "ratio": found["stages"]["learn"] / ceiling,
+        "ratio": found["stages"]["learn"][0] / ceiling,
     }
 
 
 class Stages:
-    """Seconds of named stages, which functions add to."""
+    """Wall and processor seconds of named stages, which functions add to."""
 
     def __init__(self, found: Row) -> None:
-        self._seconds: dict[str, float] = found.setdefault("stages", {})
+        self._seconds: dict[str, list[float]] = found.setdefault("stages", {})
 
     def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``function`` with its time added to the stage ``name`` at each call."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             try:
                 return function(*arguments, **options)
             finally:
-                seconds = self._seconds.get(name, 0.0) + time.perf_counter() - start
-                self._seconds[name] = seconds
+                seconds = self._seconds.setdefault(name, [0.0, 0.0])
+                seconds[0] += time.perf_counter() - wall
+                seconds[1] += time.process_time() - cpu
 
         return timed
 

@@ -13,7 +13,10 @@ Rows = slice | NDArray[np.int64] | NDArray[np.bool_]
 """Selection of rows, as NumPy's indexing takes it."""
 
 MAX_NUMBERS = 2**28
-"""Largest number of values that are kept in memory: 1 GiB; raising it makes solves use more."""
+"""Largest number of embeddings' and scores' values in memory; raising it makes solves use more.
+
+A change of 100,000 exemplars of 1,000 classes, with 0.85 times as many, took 3.5 GiB.
+"""
 
 
 class EmbeddingRows(Protocol):
@@ -60,9 +63,16 @@ class MappedEmbeddings:
         return MappedEmbeddings(self._parts, self._rows[rows])
 
 
-def collect(parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> EmbeddingRows:
-    """Return ``rows`` of the concatenated parts: a copy, or mapped above MAX_NUMBERS numbers."""
-    if len(rows) * parts[0].shape[1] > MAX_NUMBERS:
+def is_large(rows: int, width: int, classes: int) -> bool:
+    """Return True if the embeddings and scores of a set exceed MAX_NUMBERS."""
+    return rows * (width + classes) > MAX_NUMBERS
+
+
+def collect(
+    parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64], classes: int
+) -> EmbeddingRows:
+    """Return ``rows`` of the concatenated parts: a copy, or mapped if the set is large."""
+    if is_large(len(rows), parts[0].shape[1], classes):
         return MappedEmbeddings(parts, rows)
     return _gather(parts, rows)
 

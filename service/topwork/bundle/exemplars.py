@@ -205,7 +205,7 @@ def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -
     """Return the exemplars of all ``parts``, pairs of label and shard in any order.
 
     ``chosen`` is ``shard_rows(parts)``, if it is known. Copies the embeddings only once, and not at
-    all if they have more than MAX_NUMBERS numbers. Raises Corrupt if their widths differ.
+    all if the set is large; see ``embedding_rows``. Raises Corrupt if their widths differ.
     """
     widths = {shard.embeddings.shape[1] for _, shard in parts}
     if len(widths) != 1:
@@ -216,7 +216,7 @@ def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -
     names = [name for shard in shards for name in shard.names]
     thumbnails = [thumbnail for shard in shards for thumbnail in shard.thumbnails]
     return Exemplars(
-        embedding_rows=collect([shard.embeddings for shard in shards], rows),
+        embedding_rows=collect([shard.embeddings for shard in shards], rows, len(chosen.labels)),
         digests=np.concatenate([shard.digests for shard in shards])[rows],
         fingerprints=np.concatenate([shard.fingerprints for shard in shards])[rows],
         contents=np.concatenate([shard.contents for shard in shards])[rows],

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from topwork.bundle.embedding_rows import is_large
 from topwork.bundle.exemplars import FOLDS, Exemplars
 from topwork.bundle.head import Head, Scorer
 from topwork.bundle.metrics import Metrics, evaluate
@@ -128,7 +129,7 @@ def learn(
 def _large_set(exemplars: Exemplars, folds: NDArray[np.int64], recipe: Recipe) -> LargeSet | None:
     """Return the set if it is too large for memory. Raises NotReady if the recipe's head is."""
     rows, width, classes = *exemplars.embedding_rows.shape, len(exemplars.labels)
-    if not streamed.is_large(rows, width, classes):
+    if not is_large(rows, width, classes):
         return None
     if recipe.head not in {"auto", *streamed.KINDS}:
         raise NotReady(

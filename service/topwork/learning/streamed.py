@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.embedding_rows import MAX_NUMBERS, EmbeddingRows
+from topwork.bundle.embedding_rows import EmbeddingRows
 from topwork.bundle.features import Normaliser, make_of_moments
 from topwork.bundle.head import Scorer, softmax
 from topwork.bundle.recipe import HeadKind, Normalisation
@@ -35,8 +35,8 @@ BLOCK_ROWS = 16_384
 JUDGED_ROWS = 200_000
 """Largest number of rows of a large set that are evaluated; raising it costs time."""
 
-JUDGED_NUMBERS = 2**27
-"""Largest number of their probabilities: 0.5 GiB, and three times as much while publishing."""
+JUDGED_NUMBERS = 2**26
+"""Largest number of their probabilities: 0.25 GiB, and three times as much while publishing."""
 
 SAMPLE_ROWS_PER_LABEL = 20
 """Smallest number of rows per label of the sample on which a head is chosen and calibrated."""
@@ -46,11 +46,6 @@ SAMPLE_ROWS = 20_000
 
 _PART_ROWS = 1_024
 """Rows that are read and normalised at once, in the processor's cache."""
-
-
-def is_large(rows: int, width: int, classes: int) -> bool:
-    """Return True if the embeddings and scores of a set exceed MAX_NUMBERS."""
-    return rows * (width + classes) > MAX_NUMBERS
 
 
 # Not slotted: cached properties need __dict__.

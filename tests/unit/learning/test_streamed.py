@@ -45,8 +45,7 @@ def exemplars(rows: int = 600, *, seed: int = 0, classes: int = CLASSES) -> Exem
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make sets of more than 40 rows too large for memory, and blocks small."""
-    for module in (embedding_rows, streamed):
-        monkeypatch.setattr(module, "MAX_NUMBERS", LIMIT)
+    monkeypatch.setattr(embedding_rows, "MAX_NUMBERS", LIMIT)
     monkeypatch.setattr(streamed, "BLOCK_ROWS", 64)
     monkeypatch.setattr(streamed, "_PART_ROWS", 16)
     monkeypatch.setattr(streamed, "JUDGED_ROWS", 40)
@@ -165,7 +164,7 @@ def test_large_set_is_judged_nearly_as_in_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(streamed, "JUDGED_ROWS", 2_500)
     monkeypatch.setattr(streamed, "SAMPLE_ROWS", 1_000)
     large = learn(made, seed=0, recipe=recipe)
-    monkeypatch.setattr(streamed, "MAX_NUMBERS", 2**28)
+    monkeypatch.setattr(embedding_rows, "MAX_NUMBERS", 2**28)
     small = learn(made, seed=0, recipe=recipe)
     assert large.metrics.images == 2_500
     assert small.metrics.images == len(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,6 +18,10 @@ MAX_NUMBERS = 2**28
 
 A change of 100,000 exemplars of 1,000 classes, with 0.85 times as many, took 3.5 GiB.
 """
+
+
+RELEASED_NUMBERS = 2**26
+"""Values that are read before their pages are released: 256 MiB; lowering it reads pages twice."""
 
 
 class EmbeddingRows(Protocol):
@@ -36,14 +41,18 @@ class EmbeddingRows(Protocol):
 class MappedEmbeddings:
     """Embeddings (N, D) that stay in memory-mapped shards; each block is copied when it is read.
 
-    The pages of a shard are released after reading, so that they do not count as memory of this
-    process; the system's cache may still have them.
+    The pages of shards are released after RELEASED_NUMBERS, so that they do not count as memory of
+    this process; the system's cache may still have them.
     """
 
     def __init__(self, parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> None:
         """Keep ``parts`` of any lengths; ``rows`` (N,) are rows of their concatenation."""
         self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
         self._rows = rows
+        self._lock = threading.Lock()
+        self._read_parts: set[int] = set()
+        self._read_numbers = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,7 +65,16 @@ class MappedEmbeddings:
 
     def __getitem__(self, rows: Rows, /) -> NDArray[np.float32]:
         """Return a copy of the embeddings of the selected rows."""
-        return _gather(self._parts, self._rows[rows], release=True)
+        gathered, read = _gather(self._parts, self._starts, self._rows[rows])
+        with self._lock:
+            self._read_parts.update(read)
+            self._read_numbers += gathered.size
+            if self._read_numbers > RELEASED_NUMBERS:
+                for part in self._read_parts:
+                    _release(self._parts[part])
+                self._read_parts.clear()
+                self._read_numbers = 0
+        return gathered
 
     def select(self, rows: NDArray[np.int64]) -> MappedEmbeddings:
         """Return the selected rows without reading them."""
@@ -74,7 +92,7 @@ def collect(
     """Return ``rows`` of the concatenated parts: a copy, or mapped if the set is large."""
     if is_large(len(rows), parts[0].shape[1], classes):
         return MappedEmbeddings(parts, rows)
-    return _gather(parts, rows)
+    return _gather(parts, np.cumsum([0, *map(len, parts)]), rows)[0]
 
 
 def select(embeddings: EmbeddingRows, rows: NDArray[np.int64]) -> EmbeddingRows:
@@ -85,22 +103,25 @@ def select(embeddings: EmbeddingRows, rows: NDArray[np.int64]) -> EmbeddingRows:
 
 
 def _gather(
-    parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64], *, release: bool = False
-) -> NDArray[np.float32]:
-    """Return ``rows`` of the concatenated parts, without making the concatenation.
+    parts: Sequence[NDArray[np.float32]], starts: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], list[int]]:
+    """Return ``rows`` of the concatenated parts, without the concatenation, and the parts used.
 
-    ``release`` drops the pages of memory-mapped parts after reading.
+    ``starts`` are the first rows of the parts and the number of all rows.
     """
     gathered = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
-    starts = np.cumsum([0, *map(len, parts)])
-    places = np.argsort(rows, kind="stable")
+    is_sorted = bool((rows[1:] >= rows[:-1]).all())
+    places = np.arange(len(rows)) if is_sorted else np.argsort(rows, kind="stable")
     sources = rows[places]
-    for part in np.unique(np.searchsorted(starts, sources, side="right") - 1).tolist():
+    used: list[int] = np.unique(np.searchsorted(starts, sources, side="right") - 1).tolist()
+    for part in used:
         first, last = np.searchsorted(sources, starts[part : part + 2]).tolist()
-        gathered[places[first:last]] = parts[part][sources[first:last] - starts[part]]
-        if release:
-            _release(parts[part])
-    return gathered
+        own = sources[first:last] - starts[part]
+        if is_sorted:  # without a second copy
+            np.take(parts[part], own, axis=0, out=gathered[first:last], mode="clip")
+        else:
+            gathered[places[first:last]] = parts[part][own]
+    return gathered, used
 
 
 def _release(part: NDArray[np.float32]) -> None:

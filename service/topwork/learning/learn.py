@@ -22,15 +22,12 @@ from topwork.learning.cross_validation import CrossValidation, Trial
 from topwork.learning.families import Family
 from topwork.learning.head_selection import choose
 from topwork.learning.parallel import Threads
-from topwork.learning.streamed import LargeSet
+from topwork.learning.streamed import MAX_VALUE, BrokenEmbedding, LargeSet, is_valid
 from topwork.learning.task import Task
 from topwork.learning.unknown import learn_unknown
 
 _BLOCK_ROWS = 4096
 """Rows per block; raising it uses more memory."""
-
-MAX_VALUE = 1e15
-"""Largest magnitude of an embedding's values; larger squares may overflow float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +73,14 @@ def learn(
     NotReady if all exemplars were seen by fine-tuning or are too many for the recipe's head.
     """
     recipe = recipe or Recipe()
+    if exemplars.seen.all():
+        raise NotReady(
+            f"the backbone was fine-tuned on all {len(exemplars)} images; none is left to evaluate",
+            reason="NOTHING_TO_JUDGE",
+        )
     _use_one_blas_thread()
     folds = exemplars.folds(seed)
     with Threads(threads) as pool:
-        _check(exemplars, pool)
         large = _large_set(exemplars, folds, recipe)
         sample = slice(None) if large is None else large.sample
         validation = CrossValidation(
@@ -88,7 +89,12 @@ def learn(
             classes=len(exemplars.labels),
             folds=folds[sample],
         )
-        choice = choose(validation, recipe, pool, large)
+        if not is_valid(validation.embeddings):
+            raise _broken(exemplars, pool)
+        try:
+            choice = choose(validation, recipe, pool, large)
+        except BrokenEmbedding:
+            raise _broken(exemplars, pool) from None
         validation, task, best = choice.validation, choice.task, choice.best
         family = validation.families[best.kind]
         temperature = FULL_SET * best.temperature
@@ -151,30 +157,22 @@ def _solve_all(task: Task, family: Family, best: Trial, threads: Threads) -> Sco
     return scorer
 
 
-def _check(exemplars: Exemplars, threads: Threads) -> None:
+def _broken(exemplars: Exemplars, threads: Threads) -> Corrupt:
+    """Return the error of exemplars some of whose embeddings are not valid."""
     by_label = np.argsort(exemplars.targets, kind="stable")  # as they are stored
 
-    def invalid_rows(start: int) -> NDArray[np.int64]:
+    def find(start: int) -> NDArray[np.int64]:
         rows = by_label[start : start + _BLOCK_ROWS]
-        embeddings = exemplars.embedding_rows[rows]
-        if embeddings.max() <= MAX_VALUE and embeddings.min() >= -MAX_VALUE:  # False for NaN
-            return rows[:0]
-        return rows[~(np.abs(embeddings) <= MAX_VALUE).all(axis=1)]
+        return rows[~(np.abs(exemplars.embedding_rows[rows]) <= MAX_VALUE).all(axis=1)]
 
-    found = threads.map(invalid_rows, range(0, len(exemplars), _BLOCK_ROWS))
+    found = threads.map(find, range(0, len(exemplars), _BLOCK_ROWS))
     invalid = np.sort(np.concatenate(found))
-    if len(invalid):
-        row = int(invalid[0])
-        raise Corrupt(
-            f"{len(invalid)} of {len(exemplars)} embeddings have values that are not "
-            f"finite or beyond {MAX_VALUE:g}, the first is that of {exemplars.names[row]!r} "
-            f"({exemplars.labels[exemplars.targets[row]]}): the backbone is broken"
-        )
-    if exemplars.seen.all():
-        raise NotReady(
-            f"the backbone was fine-tuned on all {len(exemplars)} images; none is left to evaluate",
-            reason="NOTHING_TO_JUDGE",
-        )
+    row = int(invalid[0])
+    return Corrupt(
+        f"{len(invalid)} of {len(exemplars)} embeddings have values that are not "
+        f"finite or beyond {MAX_VALUE:g}, the first is that of {exemplars.names[row]!r} "
+        f"({exemplars.labels[exemplars.targets[row]]}): the backbone is broken"
+    )
 
 
 @functools.cache

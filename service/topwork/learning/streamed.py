@@ -44,8 +44,20 @@ SAMPLE_ROWS_PER_LABEL = 20
 SAMPLE_ROWS = 20_000
 """Smallest number of rows of that sample; raising it costs time and memory."""
 
+MAX_VALUE = 1e15
+"""Largest magnitude of an embedding's values; larger squares may overflow float32."""
+
 _PART_ROWS = 1_024
 """Rows that are read and normalised at once, in the processor's cache."""
+
+
+class BrokenEmbedding(Exception):
+    """An embedding is not finite, or its values are beyond MAX_VALUE."""
+
+
+def is_valid(embeddings: NDArray[np.float32]) -> bool:
+    """Return True if all values are finite and within MAX_VALUE."""
+    return bool(embeddings.max() <= MAX_VALUE and embeddings.min() >= -MAX_VALUE)  # False for NaN
 
 
 # Not slotted: cached properties need __dict__.
@@ -304,6 +316,7 @@ def _sum_rows(large: LargeSet, normaliser: Normaliser, threads: Threads) -> RowS
     weights[targets] = balanced_weights(targets, classes)
     # Any centre gives the same head, but features near 0 lose less in single precision.
     centre = normaliser(large.embeddings[large.sample]).mean(axis=0, dtype=np.float64)
+    shift = centre.astype(np.float32)
     order = np.argsort(targets, kind="stable")
     groups = class_groups(targets[order], classes)
     width, count = large.embeddings.shape[1], int(groups.max()) + 1
@@ -316,13 +329,13 @@ def _sum_rows(large: LargeSet, normaliser: Normaliser, threads: Threads) -> RowS
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
             x = buffer[: len(block)]
-            by_fold = np.argsort(places[block], kind="stable")
-            place = np.argsort(by_fold)
+            block = block[np.argsort(places[block], kind="stable")]
             for first in range(0, len(block), _PART_ROWS):
                 part = slice(first, first + _PART_ROWS)
-                x[place[part]] = normaliser(large.embeddings[block[part]])
-            x -= centre.astype(np.float32)
-            block = block[by_fold]
+                embeddings = large.embeddings[block[part]]
+                if not is_valid(embeddings):
+                    raise BrokenEmbedding
+                np.subtract(normaliser(embeddings), shift, out=x[part])
             ends = np.searchsorted(places[block], np.arange(len(folds) + 1))
             for fold in range(len(folds)):
                 own = slice(*ends[fold : fold + 2].tolist())

@@ -156,7 +156,9 @@ def measure_fit(work: Path) -> Row:
         learned = stage("learn", learning.learn)(
             exemplars, seed=SEED, recipe=Recipe(), threads=THREADS
         )
-        findings = stage("audit", audit_exemplars)(exemplars, learned.judged, seed=SEED)
+        findings = stage("audit", audit_exemplars)(
+            exemplars, learned.judged, seed=SEED, threads=THREADS
+        )
         stage("publish", publish)(
             store,
             exemplars,

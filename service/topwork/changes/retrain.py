@@ -236,7 +236,7 @@ class Trainer:
                 )
                 for image in result.skipped
             ),
-            *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
+            *audit_exemplars(exemplars, learned.judged, seed=parent.seed, threads=self._cores),
         )
         comparison = None
         if before is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,17 +66,20 @@ def near_duplicates(fingerprints: NDArray[np.uint8]) -> NDArray[np.int64]:
     return group
 
 
-def closest_pairs(fingerprints: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.int64]:
+def closest_pairs(
+    fingerprints: NDArray[np.uint8], targets: NDArray[np.int64], *, threads: int = 1
+) -> NDArray[np.int64]:
     """Return sorted pairs (P, 2) of near-duplicates, the smaller row first.
 
     Each row is paired with the nearest row of its own label and the nearest row of other labels,
     the smallest in a tie: at most two pairs per row, however many copies there are. Above
-    EXACT_ROWS rows the search is approximate: see WINDOW.
+    EXACT_ROWS rows the search is approximate, see WINDOW, and uses ``threads``, whose number does
+    not change the result.
     """
     rows = len(fingerprints)
     unpaired = (NEAR_DUPLICATE_BITS + 1) * rows
     nearest = np.full((2, rows), unpaired)  # of own label, of other labels: bits * rows + row
-    for left, right, bits in _near_pairs(fingerprints):
+    for left, right, bits in _near_pairs(fingerprints, threads):
         foreign = (targets[left] != targets[right]).astype(np.int64)
         np.minimum.at(nearest, (foreign, left), bits * rows + right)
         np.minimum.at(nearest, (foreign, right), bits * rows + left)
@@ -111,10 +115,11 @@ _Pairs = Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Left rows, right rows and Hamming distances, in chunks; pairs may repeat."""
 
 
-def _near_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
+def _near_pairs(fingerprints: NDArray[np.uint8], threads: int = 1) -> _Pairs:
     """Yield the pairs of near-duplicates, all of them up to EXACT_ROWS rows."""
-    search = _exact_pairs if len(fingerprints) <= EXACT_ROWS else _bucketed_pairs
-    return search(fingerprints)
+    if len(fingerprints) <= EXACT_ROWS:
+        return _exact_pairs(fingerprints)
+    return _bucketed_pairs(fingerprints, threads)
 
 
 def _exact_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
@@ -129,7 +134,7 @@ def _exact_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
         yield start + left, start + right, bits
 
 
-def _bucketed_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
+def _bucketed_pairs(fingerprints: NDArray[np.uint8], threads: int) -> _Pairs:
     """Yield pairs that agree in all bits of a chunk and are within WINDOW of each other there.
 
     There are more chunks than near-duplicates have differing bits, so at least one chunk is equal
@@ -141,16 +146,28 @@ def _bucketed_pairs(fingerprints: NDArray[np.uint8]) -> _Pairs:
     bits = np.unpackbits(fingerprints, axis=1).T.copy()  # (256, n)
     words = np.ascontiguousarray(fingerprints).view(np.uint64)  # (n, 4)
     spread = [np.arange(chunk, 256, _CHUNKS) for chunk in range(_CHUNKS)]
-    for chunk, own in enumerate(spread):
+
+    def search(chunk: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
         further = np.concatenate(spread[chunk:] + spread[:chunk])[:64]
         key = np.ascontiguousarray(np.packbits(bits[further], axis=0).T).view(">u8").ravel()
         order = np.argsort(key, kind="stable")
-        bucket = (key[order].astype(np.uint64) >> np.uint64(64 - len(own))).astype(np.uint16)
+        shift = np.uint64(64 - len(spread[chunk]))
+        bucket = (key[order].astype(np.uint64) >> shift).astype(np.uint16)
         columns = np.ascontiguousarray(words[order].T)  # (4, n)
+        found = []
         for start in range(0, len(order), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS + WINDOW)
             for left, right, differing in _near_in_order(bucket[rows], columns[:, rows]):
-                yield order[start + left], order[start + right], differing
+                found.append((order[start + left], order[start + right], differing))
+        return found
+
+    if threads == 1:
+        for chunk in range(_CHUNKS):
+            yield from search(chunk)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            for found in pool.map(search, range(_CHUNKS)):
+                yield from found
 
 
 def _near_in_order(bucket: NDArray[np.uint16], columns: NDArray[np.uint64]) -> _Pairs:

@@ -35,14 +35,18 @@ ENOUGH_TO_SPREAD = 20
 """Smallest number of images per label that chance spreads over the folds."""
 
 
-def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -> list[Finding]:
+def audit_exemplars(
+    exemplars: Exemplars, judged: Judged | None, *, seed: int, threads: int = 1
+) -> list[Finding]:
     """Return findings about the training images, in a fixed order.
 
     ``judged`` is the result of ``learn`` for these exemplars and ``seed``; None: no head could be
-    learnt, and checks that need a head are skipped.
+    learnt, and checks that need a head are skipped. The number of ``threads`` does not change them.
     """
     folds = exemplars.folds(seed) if judged is None or judged.folds is None else judged.folds
-    pairs = _confirmed(exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets))
+    pairs = _confirmed(
+        exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets, threads=threads)
+    )
     return [
         *_several_labels(exemplars),
         *_copies_across_labels(exemplars, pairs, folds),

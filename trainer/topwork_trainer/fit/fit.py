@@ -156,7 +156,12 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         attempt = attempts.attempt(info)
         findings = [
             *audit_inputs(photos, attempt.skipped, attempt.backbone.preprocess),
-            *audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed),
+            *audit_exemplars(
+                attempt.exemplars,
+                attempt.learned.judged,
+                seed=config.seed,
+                threads=attempts.cores,
+            ),
         ]
         if config.strict:
             require_clean(findings)

@@ -149,10 +149,11 @@ def _bucketed_pairs(fingerprints: NDArray[np.uint8], threads: int) -> _Pairs:
 
     def search(chunk: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
         further = np.concatenate(spread[chunk:] + spread[:chunk])[:64]
-        key = np.ascontiguousarray(np.packbits(bits[further], axis=0).T).view(">u8").ravel()
+        packed = np.ascontiguousarray(np.packbits(bits[further], axis=0).T)
+        key = packed.view(">u8").ravel().astype(np.uint64)  # sorts faster in native byte order
         order = np.argsort(key, kind="stable")
         shift = np.uint64(64 - len(spread[chunk]))
-        bucket = (key[order].astype(np.uint64) >> shift).astype(np.uint16)
+        bucket = (key[order] >> shift).astype(np.uint16)
         columns = np.ascontiguousarray(words[order].T)  # (4, n)
         found = []
         for start in range(0, len(order), _BLOCK_ROWS):

@@ -29,8 +29,8 @@ class InputLimits:
     """Usable images per label that a solve needs."""
     max_labels: int = 1_000
     """Labels of one model."""
-    max_images_per_model: int = 200_000
-    """Images of a model after a change: a solve has all exemplars in memory."""
+    max_images_per_model: int = 1_000_000
+    """Images of a model after a change: larger ones were not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

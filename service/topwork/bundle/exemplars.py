@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.bundle.embedding_rows import EmbeddingRows, collect, select
 from topwork.bundle.groups import GROUP_BYTES, group_folds
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
@@ -22,8 +23,9 @@ FOLDS = 5
 class Exemplars:
     """N exemplars, sorted by image digest, then label, without duplicates of that pair."""
 
-    embeddings: NDArray[np.float32]
-    """(N, D), the backbone's output."""
+    embedding_rows: EmbeddingRows
+    """(N, D), the backbone's output; those of large sets stay in their shards until blocks of them
+    are read."""
     digests: NDArray[np.uint8]
     """(N, 32), the image digests: sha256 of the preprocessed pixels."""
     fingerprints: NDArray[np.uint8]
@@ -46,12 +48,17 @@ class Exemplars:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def embeddings(self) -> NDArray[np.float32]:
+        """Return all embeddings (N, D), which are copied to memory if the set is large."""
+        return self.embedding_rows[:]
+
     def where(self, rows: NDArray[np.bool_]) -> Exemplars:
         """Return the exemplars that the mask ``rows`` (N,) selects, in order, with their labels."""
         selected = np.flatnonzero(rows)
         present, targets = np.unique(self.targets[selected], return_inverse=True)
         return Exemplars(
-            embeddings=self.embeddings[selected],
+            embedding_rows=select(self.embedding_rows, selected),
             digests=self.digests[selected],
             fingerprints=self.fingerprints[selected],
             contents=self.contents[selected],
@@ -134,7 +141,7 @@ def make(
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
     rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
-        embeddings=np.ascontiguousarray(embeddings[rows], dtype=np.float32),
+        embedding_rows=np.ascontiguousarray(embeddings[rows], dtype=np.float32),
         digests=digests[rows],
         fingerprints=fingerprints[rows],
         contents=contents[rows],
@@ -197,8 +204,8 @@ def shard_rows(parts: Sequence[tuple[str, Shard]]) -> ShardRows:
 def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -> Exemplars:
     """Return the exemplars of all ``parts``, pairs of label and shard in any order.
 
-    ``chosen`` is ``shard_rows(parts)``, if it is known. Copies the embeddings only once. Raises
-    Corrupt if their widths differ.
+    ``chosen`` is ``shard_rows(parts)``, if it is known. Copies the embeddings only once, and not at
+    all if the set is large; see ``embedding_rows``. Raises Corrupt if their widths differ.
     """
     widths = {shard.embeddings.shape[1] for _, shard in parts}
     if len(widths) != 1:
@@ -209,7 +216,7 @@ def merge(parts: Sequence[tuple[str, Shard]], chosen: ShardRows | None = None) -
     names = [name for shard in shards for name in shard.names]
     thumbnails = [thumbnail for shard in shards for thumbnail in shard.thumbnails]
     return Exemplars(
-        embeddings=_gather([shard.embeddings for shard in shards], rows),
+        embedding_rows=collect([shard.embeddings for shard in shards], rows, len(chosen.labels)),
         digests=np.concatenate([shard.digests for shard in shards])[rows],
         fingerprints=np.concatenate([shard.fingerprints for shard in shards])[rows],
         contents=np.concatenate([shard.contents for shard in shards])[rows],
@@ -279,19 +286,6 @@ def _unique_rows(
             ),
         )
     return unique
-
-
-def _gather(parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return ``rows`` of the concatenated parts, without making the concatenation."""
-    gathered = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
-    places = np.argsort(rows)
-    sources = rows[places]
-    first = 0
-    for part in parts:
-        here = slice(*np.searchsorted(sources, [first, first + len(part)]))
-        gathered[places[here]] = part[sources[here] - first]
-        first += len(part)
-    return gathered
 
 
 def _hash(key: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork.arrays import Float32Array
 from topwork.bundle.recipe import Normalisation
@@ -48,16 +49,34 @@ class Normaliser:
 
 def make(kind: Normalisation, embeddings: Float32Array) -> Normaliser:
     """Fit the normalisation ``kind`` to embeddings (N, D); their order does not matter."""
-    width = embeddings.shape[1]
+    rows, width = embeddings.shape
+    mean, variance, square = np.zeros(width), np.zeros(width), 0.0
+    if kind == "none":
+        square = float(np.square(embeddings, dtype=np.float64).sum(axis=1).mean())
+    elif kind == "standardise":
+        mean = embeddings.mean(axis=0, dtype=np.float64)
+        variance = embeddings.var(axis=0, dtype=np.float64)
+    return make_of_moments(kind, rows, mean, variance, square)
+
+
+def make_of_moments(
+    kind: Normalisation,
+    rows: int,
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    square: float,
+) -> Normaliser:
+    """Return the normalisation ``kind`` of rows with these moments of their columns (D,).
+
+    ``square`` is the mean squared length; only ``none`` uses it, and only ``standardise`` the rest.
+    """
+    width = len(mean)
     centre = np.zeros(width)
     scale = np.ones(width)
     if kind == "none":
-        lengths = np.square(embeddings, dtype=np.float64).sum(axis=1)
-        scale /= np.sqrt(max(lengths.mean(), TINY))
+        scale /= np.sqrt(max(square, TINY))
     elif kind == "standardise":
-        centre = embeddings.mean(axis=0, dtype=np.float64)
-        variance = embeddings.var(axis=0, dtype=np.float64)
-        rows = len(embeddings)
+        centre = mean
         deviation = np.sqrt((rows * variance + variance.mean()) / (rows + 1))
         # A nearly constant column carries no information: do not amplify its rounding errors.
         least = 1e-3 * deviation.max() + 1e-6 * np.abs(centre).max() + TINY

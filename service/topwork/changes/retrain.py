@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from topwork.bundle.comparison import Rejection
@@ -177,6 +178,12 @@ class Trainer:
             images = sum(len(self._repository.shard(ref.digest)) for ref in shards)
             self._repository.set_draft(draft.changed(shards, images, operation))
 
+    def _open_all(self, shards: tuple[ShardRef, ...], opened: Callable[[str], Shard]) -> None:
+        """Verify and open shards on all cores; ``opened`` keeps them."""
+        if self._cores > 1:
+            with ThreadPoolExecutor(self._cores) as pool:
+                list(pool.map(opened, dict.fromkeys(ref.digest for ref in shards)))
+
     def _parent(self, job: Job) -> Current:
         parent = self._repository.current(job.model)
         check_change(job, parent, self._limits)
@@ -209,6 +216,7 @@ class Trainer:
         operation: str,
         opened: Callable[[str], Shard],
     ) -> Candidate:
+        self._open_all(shards, opened)
         exemplars, sources = _read(shards, opened)
         before = None
         if isinstance(parent, Manifest):
@@ -228,7 +236,7 @@ class Trainer:
                 )
                 for image in result.skipped
             ),
-            *audit_exemplars(exemplars, learned.judged, seed=parent.seed),
+            *audit_exemplars(exemplars, learned.judged, seed=parent.seed, threads=self._cores),
         )
         comparison = None
         if before is None:
@@ -284,6 +292,7 @@ class Trainer:
             making=Making(
                 command=f"{describe(job, result.images_used)}, operation {operation}",
                 findings=findings,
+                notes=learned.notes,
             ),
             sources=sources,
         )

@@ -35,14 +35,18 @@ ENOUGH_TO_SPREAD = 20
 """Smallest number of images per label that chance spreads over the folds."""
 
 
-def audit_exemplars(exemplars: Exemplars, judged: Judged | None, *, seed: int) -> list[Finding]:
+def audit_exemplars(
+    exemplars: Exemplars, judged: Judged | None, *, seed: int, threads: int = 1
+) -> list[Finding]:
     """Return findings about the training images, in a fixed order.
 
     ``judged`` is the result of ``learn`` for these exemplars and ``seed``; None: no head could be
-    learnt, and checks that need a head are skipped.
+    learnt, and checks that need a head are skipped. The number of ``threads`` does not change them.
     """
-    folds = exemplars.folds(seed)
-    pairs = _confirmed(exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets))
+    folds = exemplars.folds(seed) if judged is None or judged.folds is None else judged.folds
+    pairs = _confirmed(
+        exemplars, closest_pairs(exemplars.fingerprints, exemplars.targets, threads=threads)
+    )
     return [
         *_several_labels(exemplars),
         *_copies_across_labels(exemplars, pairs, folds),
@@ -231,16 +235,18 @@ def _wide_intervals(exemplars: Exemplars, judged: Judged) -> Iterator[Finding]:
 
 
 def _uneven_folds(exemplars: Exemplars, folds: NDArray[np.int64]) -> Iterator[Finding]:
-    for target, label in enumerate(exemplars.labels):
-        own = folds[(exemplars.targets == target) & (folds >= 0)]
-        fullest = int(np.bincount(own, minlength=FOLDS).max())
-        if len(own) >= ENOUGH_TO_SPREAD and fullest > len(own) / 2:
+    evaluated = folds >= 0
+    cells = exemplars.targets[evaluated] * FOLDS + folds[evaluated]
+    counts = np.bincount(cells, minlength=FOLDS * len(exemplars.labels)).reshape(-1, FOLDS)
+    for label, own in zip(exemplars.labels, counts, strict=True):
+        images, fullest = int(own.sum()), int(own.max())
+        if images >= ENOUGH_TO_SPREAD and fullest > images / 2:
             yield Finding(
                 kind="uneven_folds",
                 severity="warning",
-                message=f"{fullest} of {len(own)} images labelled {label!r} are in one fold, as "
+                message=f"{fullest} of {images} images labelled {label!r} are in one fold, as "
                 "near-duplicates and images of one group are: they are evaluated by a head that "
-                f"learnt the label from the other {len(own) - fullest}",
+                f"learnt the label from the other {images - fullest}",
                 images=(),
                 labels=(label,),
             )

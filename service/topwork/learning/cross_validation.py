@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from topwork.bundle.features import Normaliser
 from topwork.bundle.head import Scorer, softmax
 from topwork.bundle.recipe import HeadKind
 from topwork.learning.calibration import find_temperature, log_losses
-from topwork.learning.families import FAMILIES
+from topwork.learning.families import FAMILIES, Family
 from topwork.learning.parallel import SINGLE_THREAD, Threads
 from topwork.learning.task import Task, balanced_weights, take_turns
 
@@ -37,6 +37,8 @@ class CrossValidation:
     classes: int
     folds: NDArray[np.int64]
     """(N,)"""
+    families: Mapping[HeadKind, Family] = field(default_factory=lambda: FAMILIES)
+    """Families that solve the training sets."""
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -134,7 +136,7 @@ class CrossValidation:
         self, task: Task, kind: HeadKind, strengths: Sequence[float], threads: Threads
     ) -> list[NDArray[np.float32]]:
         """Return the scores (J, C) at each strength."""
-        solved = FAMILIES[kind].solve(task, self.sets, strengths, final=False, threads=threads)
+        solved = self.families[kind].solve(task, self.sets, strengths, final=False, threads=threads)
         task.expanded(solved[0][0].expansion)  # once, not on each thread
 
         def score(scorers: list[Scorer]) -> NDArray[np.float32]:

@@ -136,7 +136,7 @@ class Ridge:
             scorers = []
             for weights, bias in ridge.solve(sums, strengths, dtype=np.float32):
                 scorers.append(
-                    _scorer(
+                    make_scorer(
                         weights if basis is None else weights @ basis.T, bias - weights @ centre
                     )
                 )
@@ -202,7 +202,7 @@ class KernelRidge:
                 np.fill_diagonal(system, 1 + noise / strength)
                 weights = np.zeros((task.classes, rows))
                 weights[:, own_rows] = cholesky.solve(system, right_sides, refined=final).T
-                scorers.append(_scorer(weights, level, kernel))
+                scorers.append(make_scorer(weights, level, kernel))
             return scorers
 
         return _by_strength(threads.map(solve, list(sets)))
@@ -243,17 +243,24 @@ class NearestMean:
         counts = np.array(
             [np.bincount(task.targets[rows], minlength=task.classes) for rows in cells.rows]
         )
-        scorers = []
-        for members in cells.within:
-            own_counts = counts[members].sum(axis=0)
-            means = sums[members].sum(axis=0) / np.maximum(own_counts, 1)[:, None]
-            bias = -np.square(means).sum(axis=1) / 2
-            absent = own_counts == 0
-            if absent.any() and not absent.all():  # below the average for any x
-                means[absent] = means[~absent].mean(axis=0)
-                bias[absent] = bias[~absent].min() - 1
-            scorers.append(_scorer(means, bias))
+        scorers = [
+            self.scorer(sums[members].sum(axis=0), counts[members].sum(axis=0))
+            for members in cells.within
+        ]
         return [scorers for _ in strengths]
+
+    @staticmethod
+    def scorer(
+        sums: NDArray[np.float64], counts: NDArray[np.integer] | NDArray[np.float64]
+    ) -> Scorer:
+        """Return the scorer of sums (C, D) of features and numbers (C,) of rows by class."""
+        means = sums / np.maximum(counts, 1)[:, None]
+        bias = -np.square(means).sum(axis=1) / 2
+        absent = counts == 0
+        if absent.any() and not absent.all():  # below the average for any x
+            means[absent] = means[~absent].mean(axis=0)
+            bias[absent] = bias[~absent].min() - 1
+        return make_scorer(means, bias)
 
 
 FAMILIES: dict[HeadKind, Family] = {
@@ -266,7 +273,8 @@ FAMILIES: dict[HeadKind, Family] = {
 """Families by the cost of serving, lowest first."""
 
 
-def _scorer(weights: FloatArray, bias: FloatArray, expansion: Kernel | None = None) -> Scorer:
+def make_scorer(weights: FloatArray, bias: FloatArray, expansion: Kernel | None = None) -> Scorer:
+    """Return a scorer in single precision; see Scorer."""
     return Scorer(
         weights=weights.astype(np.float32), bias=bias.astype(np.float32), expansion=expansion
     )
@@ -297,5 +305,5 @@ def _logistic_scorers(
         tolerance=FINAL_TOLERANCE if final else GRID_TOLERANCE,
         dtype=np.float32,
     )
-    scorers = [_scorer(*solved) for solved in zip(solution.weights, solution.bias, strict=True)]
+    scorers = [make_scorer(*solved) for solved in zip(solution.weights, solution.bias, strict=True)]
     return [scorers[at : at + len(sets)] for at in range(0, len(scorers), len(sets))]

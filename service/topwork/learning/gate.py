@@ -21,6 +21,7 @@ from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.metrics import Metrics, wilson_interval
 from topwork.bundle.shards import Shard
 from topwork.errors import Corrupt
+from topwork.learning.task import take_turns
 
 CONFUSIONS = 10
 """Largest number of confused pairs of a comparison."""
@@ -29,12 +30,19 @@ OWN_CONFUSIONS = 3
 NAMED = 3
 """Largest number of labels or pairs that a message names."""
 
+LEAST_SAMPLE = 10_000
+"""Smallest number of evaluated images that can be a sample of a revision's images."""
+
 NO_RENAMES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Correctness of a revision's cross-validated predictions for J images, in exemplar order."""
+    """Correctness of a revision's cross-validated predictions for J images, in exemplar order.
+
+    They are all exemplars that can be evaluated or, in large revisions, the first ones of each
+    label, balanced across labels; see ``streamed``.
+    """
 
     digests: NDArray[np.uint8]
     """(J, 32), image digests."""
@@ -78,6 +86,8 @@ class Judgement:
         metrics: Metrics,
     ) -> Judgement:
         rows = _judged_rows(digests, targets, seen)
+        if LEAST_SAMPLE <= metrics.images < len(rows):
+            rows = rows[take_turns(targets[rows], metrics.images)]
         if metrics.images != len(rows) or len(metrics.right) != -(-len(rows) // 8):
             raise Corrupt(
                 f"the metrics are of {metrics.images} images, {len(metrics.right)} bytes of bits; "

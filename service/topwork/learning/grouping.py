@@ -63,7 +63,7 @@ class Space:
 def learn_space(known: Exemplars) -> Space:
     """Return the space of a model's exemplars."""
     sample = _sampled(known)
-    embeddings, targets = known.embeddings[sample], known.targets[sample]
+    embeddings, targets = known.embedding_rows[sample], known.targets[sample]
     rows = _flatten(embeddings)
     present = np.unique(targets)
     means = np.stack([rows[targets == target].mean(axis=0) for target in present])

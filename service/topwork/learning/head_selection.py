@@ -7,15 +7,18 @@ evaluated on the other folds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from topwork.bundle.features import Normaliser
 from topwork.bundle.features import make as make_normaliser
 from topwork.bundle.metrics import TriedHead
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
+from topwork.learning import streamed
 from topwork.learning.cross_validation import CrossValidation, Trial
 from topwork.learning.families import FAMILIES
 from topwork.learning.parallel import Threads
+from topwork.learning.streamed import LargeSet
 from topwork.learning.task import Task
 
 NORMALISATIONS: tuple[Normalisation, ...] = ("sqrt_l2", "l2", "standardise")
@@ -88,6 +91,8 @@ Half of it takes 15 s of processor time.
 class HeadChoice:
     """Selected head, with the candidates."""
 
+    validation: CrossValidation
+    """With the families that the best trial was solved by."""
     task: Task
     """Exemplars normalised by the best trial's normaliser."""
     best: Trial
@@ -95,22 +100,39 @@ class HeadChoice:
     """All heads and strengths that were tried with this normaliser, in order."""
 
 
-def choose(validation: CrossValidation, recipe: Recipe, threads: Threads) -> HeadChoice:
-    """Return the best head within the recipe: a function of the exemplars alone."""
-    heads = _heads(validation) if recipe.head == "auto" else (recipe.head,)
-    race = validation.first_folds(RACE_ROWS)
+def choose(
+    validation: CrossValidation,
+    recipe: Recipe,
+    threads: Threads,
+    large: LargeSet | None = None,
+) -> HeadChoice:
+    """Return the best head within the recipe: a function of the exemplars alone.
+
+    ``validation`` is that of the sample of a ``large`` set, whose heads learn from all of its rows.
+    """
+    candidates_of_auto = _heads(validation) if large is None else streamed.KINDS
+    heads = candidates_of_auto if recipe.head == "auto" else (recipe.head,)
     tried: dict[HeadKind, list[Trial]] = {head: [] for head in heads}
+
+    def fit(kind: Normalisation) -> Normaliser:
+        if large is not None:
+            return large.normaliser(kind, threads)
+        return make_normaliser(kind, validation.embeddings)
+
     if recipe.normalisation == "auto":
         task, trial = _screen_normalisations(validation, threads)
         normaliser = trial.normaliser
-        if len(task.targets) == len(validation.every_target):
+        if large is None and len(task.targets) == len(validation.every_target):
             tried.get(trial.kind, []).append(trial)
         else:  # the trial is on a sample
-            normaliser = make_normaliser(normaliser.kind, validation.embeddings)
+            normaliser = fit(normaliser.kind)
             task = validation.task(normaliser, threads)
     else:
-        normaliser = make_normaliser(recipe.normalisation, validation.embeddings)
+        normaliser = fit(recipe.normalisation)
         task = validation.task(normaliser, threads)
+    if large is not None:
+        validation = replace(validation, families=large.families(normaliser, threads))
+    race = validation.first_folds(RACE_ROWS)
 
     def run(heads: Sequence[HeadKind], strengths: Mapping[HeadKind, tuple[float, ...]]) -> None:
         """Try the heads with all strengths that were not tried yet."""
@@ -145,7 +167,7 @@ def choose(validation: CrossValidation, recipe: Recipe, threads: Threads) -> Hea
                 if end is None
                 else _candidate(validation, end, chosen=end is best)
             )
-    return HeadChoice(task=task, best=best, candidates=tuple(candidates))
+    return HeadChoice(validation=validation, task=task, best=best, candidates=tuple(candidates))
 
 
 def _screen_normalisations(validation: CrossValidation, threads: Threads) -> tuple[Task, Trial]:

@@ -10,21 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from topwork.bundle.embedding_rows import is_large
 from topwork.bundle.exemplars import FOLDS, Exemplars
 from topwork.bundle.head import Head, Scorer
 from topwork.bundle.metrics import Metrics, evaluate
 from topwork.bundle.recipe import HeadKind, Recipe
 from topwork.errors import Corrupt, NotReady
+from topwork.learning import streamed
 from topwork.learning.calibration import FULL_SET
 from topwork.learning.cross_validation import CrossValidation, Trial
-from topwork.learning.families import FAMILIES
+from topwork.learning.families import Family
 from topwork.learning.head_selection import choose
 from topwork.learning.parallel import Threads
+from topwork.learning.streamed import MAX_VALUE, BrokenEmbedding, LargeSet, is_valid
 from topwork.learning.task import Task
 from topwork.learning.unknown import learn_unknown
 
-MAX_VALUE = 1e15
-"""Largest magnitude of an embedding's values; larger squares may overflow float32."""
+_BLOCK_ROWS = 4096
+"""Rows per block; raising it uses more memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +35,12 @@ class Judged:
     """Cross-validated predictions of J exemplars, each by a head trained without its fold."""
 
     rows: NDArray[np.int64]
-    """(J,), exemplar indices: all that the backbone was not fine-tuned on."""
+    """(J,), exemplar indices: all that the backbone was not fine-tuned on, or a sample of them if
+    the set is large."""
     probabilities: NDArray[np.float32]
     """(J, C), calibrated."""
+    folds: NDArray[np.int64] | None = None
+    """(N,), folds of all exemplars; None: they were not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,8 @@ class Learned:
     """Chosen inverse regularisation strength."""
     metrics: Metrics
     judged: Judged
+    notes: tuple[str, ...] = ()
+    """Sentences for the report about limits of this size."""
 
 
 def learn(
@@ -60,27 +68,42 @@ def learn(
     ``threads`` does not change the result.
 
     Large sets are sampled for the choice; see ``head_selection``. The chosen head is learnt from
-    all rows and evaluated on all folds. Raises Corrupt if an embedding is not finite, NotReady if
-    all exemplars were seen by fine-tuning or are too many for the recipe's head.
+    all rows and evaluated on all folds; if the embeddings and scores are too large for memory, it
+    is evaluated on a sample, see ``streamed``. Raises Corrupt if an embedding is not finite,
+    NotReady if all exemplars were seen by fine-tuning or are too many for the recipe's head.
     """
-    _check(exemplars)
+    recipe = recipe or Recipe()
+    if exemplars.seen.all():
+        raise NotReady(
+            f"the backbone was fine-tuned on all {len(exemplars)} images; none is left to evaluate",
+            reason="NOTHING_TO_JUDGE",
+        )
     _use_one_blas_thread()
-    validation = CrossValidation(
-        embeddings=exemplars.embeddings,
-        every_target=exemplars.targets,
-        classes=len(exemplars.labels),
-        folds=exemplars.folds(seed),
-    )
+    folds = exemplars.folds(seed)
     with Threads(threads) as pool:
-        choice = choose(validation, recipe or Recipe(), pool)
-        task, best = choice.task, choice.best
+        large = _large_set(exemplars, folds, recipe)
+        sample = slice(None) if large is None else large.sample
+        validation = CrossValidation(
+            embeddings=exemplars.embedding_rows[sample],
+            every_target=exemplars.targets[sample],
+            classes=len(exemplars.labels),
+            folds=folds[sample],
+        )
+        if not is_valid(validation.embeddings):
+            raise _broken(exemplars, pool)
+        try:
+            choice = choose(validation, recipe, pool, large)
+        except BrokenEmbedding:
+            raise _broken(exemplars, pool) from None
+        validation, task, best = choice.validation, choice.task, choice.best
+        family = validation.families[best.kind]
         temperature = FULL_SET * best.temperature
         scorer, detection = pool.run_both(
-            partial(_solve_all, task, best, pool),
+            partial(_solve_all, task, family, best, pool),
             partial(
                 learn_unknown,
                 task,
-                FAMILIES[best.kind],
+                family,
                 best.strength,
                 labels=exemplars.labels,
                 folds=validation.folds,
@@ -89,9 +112,14 @@ def learn(
                 threads=pool,
             ),
         )
+        judged = Judged(rows=validation.rows, probabilities=best.probabilities(), folds=folds)
+        if large is not None:
+            scored = large.probabilities(validation, task, best, pool)
+            judged = replace(judged, rows=large.judged, probabilities=scored)
     unknown, unknown_metrics = detection or (None, None)
-    probabilities = best.probabilities()
-    metrics = evaluate(validation.targets, probabilities, exemplars.labels, folds=FOLDS)
+    metrics = evaluate(
+        exemplars.targets[judged.rows], judged.probabilities, exemplars.labels, folds=FOLDS
+    )
     return Learned(
         head=Head(
             normaliser=best.normaliser, scorer=scorer, temperature=temperature, unknown=unknown
@@ -99,33 +127,52 @@ def learn(
         kind=best.kind,
         strength=best.strength,
         metrics=replace(metrics, unknown=unknown_metrics, candidates=choice.candidates),
-        judged=Judged(rows=validation.rows, probabilities=probabilities),
+        judged=judged,
+        notes=() if large is None else (large.note(),),
     )
 
 
-def _solve_all(task: Task, best: Trial, threads: Threads) -> Scorer:
+def _large_set(exemplars: Exemplars, folds: NDArray[np.int64], recipe: Recipe) -> LargeSet | None:
+    """Return the set if it is too large for memory. Raises NotReady if the recipe's head is."""
+    rows, width, classes = *exemplars.embedding_rows.shape, len(exemplars.labels)
+    if not is_large(rows, width, classes):
+        return None
+    if recipe.head not in {"auto", *streamed.KINDS}:
+        raise NotReady(
+            f"{rows:,} exemplars of {classes:,} labels are too many for the head {recipe.head!r}: "
+            f"choose auto, {' or '.join(streamed.KINDS)}",
+            reason="TOO_MANY_FOR_HEAD",
+        )
+    return LargeSet(
+        embeddings=exemplars.embedding_rows,
+        targets=exemplars.targets,
+        classes=classes,
+        folds=folds,
+    )
+
+
+def _solve_all(task: Task, family: Family, best: Trial, threads: Threads) -> Scorer:
     everything = np.ones((1, len(task.targets)), dtype=bool)
-    ((scorer,),) = FAMILIES[best.kind].solve(
-        task, everything, [best.strength], final=True, threads=threads
-    )
+    ((scorer,),) = family.solve(task, everything, [best.strength], final=True, threads=threads)
     return scorer
 
 
-def _check(exemplars: Exemplars) -> None:
-    embeddings = exemplars.embeddings
-    if not (embeddings.max() <= MAX_VALUE and embeddings.min() >= -MAX_VALUE):  # False for NaN
-        invalid = ~(np.abs(embeddings) <= MAX_VALUE).all(axis=1)
-        row = int(invalid.argmax())
-        raise Corrupt(
-            f"{np.count_nonzero(invalid)} of {len(exemplars)} embeddings have values that are not "
-            f"finite or beyond {MAX_VALUE:g}, the first is that of {exemplars.names[row]!r} "
-            f"({exemplars.labels[exemplars.targets[row]]}): the backbone is broken"
-        )
-    if exemplars.seen.all():
-        raise NotReady(
-            f"the backbone was fine-tuned on all {len(exemplars)} images; none is left to evaluate",
-            reason="NOTHING_TO_JUDGE",
-        )
+def _broken(exemplars: Exemplars, threads: Threads) -> Corrupt:
+    """Return the error of exemplars some of whose embeddings are not valid."""
+    by_label = np.argsort(exemplars.targets, kind="stable")  # as they are stored
+
+    def find(start: int) -> NDArray[np.int64]:
+        rows = by_label[start : start + _BLOCK_ROWS]
+        return rows[~(np.abs(exemplars.embedding_rows[rows]) <= MAX_VALUE).all(axis=1)]
+
+    found = threads.map(find, range(0, len(exemplars), _BLOCK_ROWS))
+    invalid = np.sort(np.concatenate(found))
+    row = int(invalid[0])
+    return Corrupt(
+        f"{len(invalid)} of {len(exemplars)} embeddings have values that are not "
+        f"finite or beyond {MAX_VALUE:g}, the first is that of {exemplars.names[row]!r} "
+        f"({exemplars.labels[exemplars.targets[row]]}): the backbone is broken"
+    )
 
 
 @functools.cache

@@ -44,6 +44,9 @@ FOURIER_FEATURES = 2_048
 GAMMA = 1.0
 """Inverse width of kernels, for features of mean squared length 1; 0.5 and 2 were no better."""
 
+MAX_GROUPS = 10
+"""Largest number of groups of classes that are left out in turn; raising it costs more solves."""
+
 _BLOCK_DISTANCES = 2**21
 """Approximate number of distances in memory in ``nearest``."""
 
@@ -236,6 +239,11 @@ def take_turns(targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     sorted_targets = targets[order]
     turn = np.arange(len(order)) - np.searchsorted(sorted_targets, sorted_targets)
     return np.sort(order[np.lexsort((order, turn))[:count]])
+
+
+def class_groups(targets: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Return the group of classes (N,) that each row of ``targets`` is left out with."""
+    return targets % min(classes, MAX_GROUPS)
 
 
 def balanced_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

@@ -23,10 +23,7 @@ from topwork.bundle.metrics import LeftOutLabel, UnknownMetrics
 from topwork.learning import logistic
 from topwork.learning.families import Family
 from topwork.learning.parallel import SINGLE_THREAD, Threads
-from topwork.learning.task import Task
-
-MAX_GROUPS = 10
-"""Largest number of groups of classes that are left out in turn; raising it costs more solves."""
+from topwork.learning.task import MAX_GROUPS, Task, class_groups
 
 _MAX_DEVIATION = 4.0
 """Standard deviations at which deviations are clipped for the fit of the probability."""
@@ -132,7 +129,7 @@ class _Groups:
     def __init__(self, task: Task, folds: NDArray[np.int64], threads: Threads) -> None:
         self.folds = folds
         self.count = min(task.classes, MAX_GROUPS)
-        self.of_row = task.targets % self.count
+        self.of_row = class_groups(task.targets, task.classes)
         columns = FOLDS + 1  # the first column is for rows that are never evaluated
         cells = self.of_row * columns + folds + 1
         nearest = task.nearest(cells, self.count * columns, threads)

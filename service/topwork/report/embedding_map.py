@@ -74,7 +74,7 @@ class EmbeddingMap:
 def locate(exemplars: Exemplars) -> Places:
     """Return the places of at most POINTS exemplars."""
     rows = pick(exemplars.targets, POINTS)
-    projection = project(exemplars.embeddings[rows], exemplars.targets[rows])
+    projection = project(exemplars.embedding_rows[rows], exemplars.targets[rows])
     x, y = projection.places.T
     points = np.column_stack([_scale(x), _scale(-y)])
     return Places(rows=rows, points=points, share=projection.shown)

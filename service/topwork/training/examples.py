@@ -53,7 +53,7 @@ def index_examples(
         suggested=suggested,
         suggested_probabilities=other_probabilities,
         suspicion=suspicion,
-        folds=exemplars.folds(seed),
+        folds=exemplars.folds(seed) if judged.folds is None else judged.folds,
         ranked=ranked,
         ranked_probabilities=ranked_probabilities,
         points=points,

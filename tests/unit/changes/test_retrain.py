@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from support import tiny
 from support.pictures import picture, pictures
 
+from topwork.bundle import embedding_rows
 from topwork.bundle.comparison import Gate
 from topwork.bundle.documents import from_data
 from topwork.bundle.files import sha256
@@ -31,6 +32,8 @@ from topwork.changes.new_exemplars import NewExemplars
 from topwork.changes.retrain import OVERTAKEN, Candidate, Trainer
 from topwork.errors import Corrupt, NotReady, Stale
 from topwork.inputs.image import pixel_digest, preprocess
+from topwork.learning import gate as gate_module
+from topwork.learning import streamed
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session
 
@@ -118,11 +121,13 @@ def serving(repository: Repository) -> Manifest:
     return repository.manifest("m", repository.serving("m"))
 
 
-def fit(images: dict[str, list[bytes]]) -> tuple[tuple[str, ...], bytes, str]:
+def fit(
+    images: dict[str, list[bytes]], recipe: Recipe = tiny.LOGISTIC
+) -> tuple[tuple[str, ...], bytes, str]:
     """Return labels, head and data digest of one fit on ``images``."""
     with TemporaryDirectory() as directory:
         made = Repository(Path(directory))
-        manifest = tiny.publish(made, "m", tiny.embed_pictures(images))
+        manifest = tiny.publish(made, "m", tiny.embed_pictures(images), recipe=recipe)
         return manifest.labels, made.head(manifest), manifest.data_digest
 
 
@@ -599,6 +604,27 @@ def test_retrain_changes_the_recipe(repository: Repository) -> None:
     assert manifest.exemplars == repository.manifest("m", 1).exemplars
     apply(repository, job(repository, "add_class", "c", POOL["c"][:5]))
     assert serving(repository).recipe == recipe
+
+
+def test_change_of_large_model_gives_head_of_a_fit(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With embeddings that stay in their shards, AddClass gives the head of one fit, and a note."""
+    monkeypatch.setattr(embedding_rows, "MAX_NUMBERS", 1)
+    for module in (streamed, gate_module):
+        monkeypatch.setattr(module, "LEAST_SAMPLE", 6)
+    monkeypatch.setattr(streamed, "JUDGED_ROWS", 9)
+    before = repository.metrics(serving(repository)).images
+    apply(repository, job(repository, "retrain", recipe=Recipe()))
+    apply(repository, job(repository, "add_class", "c", POOL["c"][:7]))
+    apply(repository, job(repository, "add_class", "d", POOL["d"][:6]))
+    manifest = serving(repository)
+    images = {label: POOL[label][:8] for label in "ab"}
+    images |= {"c": POOL["c"][:7], "d": POOL["d"][:6]}
+    assert fit(images, Recipe())[1] == repository.head(manifest)
+    assert manifest.chosen.kind in streamed.KINDS
+    assert repository.metrics(manifest).images == 9 < before
+    assert f"{manifest.images} images of 4 labels" in repository.report_file(manifest).read_text()
 
 
 def test_new_head_classifies_the_new_label(repository: Repository) -> None:

@@ -118,6 +118,18 @@ def test_bucketed_search_equals_exact_search(seed: int, monkeypatch: pytest.Monk
     assert closest_pairs(prints, targets).tolist() == want.tolist()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blocks_and_threads_find_the_same_pairs(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs across the ends of blocks are found, with any number of threads."""
+    prints, targets = _crowd(2000, copies=400), np.arange(2000) % 3
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 0)
+    want = closest_pairs(prints, targets)
+    monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 1)
+    assert closest_pairs(prints, targets, threads=threads).tolist() == want.tolist()
+
+
 def test_narrow_window_finds_nearly_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recall is above 98 % and precision 100 %, as other chunks find most omitted pairs."""
     prints, targets = _crowd(2000, copies=400), np.zeros(2000, dtype=np.int64)

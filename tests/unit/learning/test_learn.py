@@ -155,7 +155,7 @@ def test_order_of_columns_does_not_change_the_result(
     wide = np.concatenate([made.embeddings, noise], axis=1)
     recipe = Recipe(head=head, normalisation="sqrt_l2")
     expected, found = (
-        learn(replace(made, embeddings=embeddings), seed=0, recipe=recipe).judged.probabilities
+        learn(replace(made, embedding_rows=embeddings), seed=0, recipe=recipe).judged.probabilities
         for embeddings in (wide, np.ascontiguousarray(wide[:, rng.permutation(wide.shape[1])]))
     )
     np.testing.assert_allclose(found, expected, atol=2e-3)
@@ -373,7 +373,7 @@ def test_first_of_equal_candidates_is_chosen(monkeypatch: pytest.MonkeyPatch) ->
     """
     monkeypatch.setattr(head_selection, "KERNEL_ROWS", 0)
     made = several_labels(dict.fromkeys(LABELS, 12))
-    learned = learn(replace(made, embeddings=np.ones_like(made.embeddings)), seed=0)
+    learned = learn(replace(made, embedding_rows=np.ones_like(made.embeddings)), seed=0)
     assert (learned.kind, learned.head.normaliser.kind) == ("logistic", "sqrt_l2")
     assert len({trial.head for trial in learned.metrics.candidates}) == 3
 
@@ -534,7 +534,7 @@ def test_equal_embeddings_give_equal_probabilities(
 ) -> None:
     """Equal embeddings give about equal probabilities and no error."""
     made = several_labels(dict.fromkeys(LABELS[:3], 6))
-    made = replace(made, embeddings=np.full_like(made.embeddings, value))
+    made = replace(made, embedding_rows=np.full_like(made.embeddings, value))
     learned = learn(made, seed=0, recipe=Recipe(head=kind, normalisation=normalisation))
     found = learned.head.probabilities(made.embeddings)
     np.testing.assert_allclose(found, 1 / 3, atol=0.1)
@@ -547,7 +547,7 @@ def test_the_scale_of_embeddings_does_not_matter(scale: float) -> None:
     """Embeddings scaled by a constant give the same probabilities."""
     made = several_labels(dict.fromkeys(LABELS, 12))
     expected = learn(made, seed=0).head.probabilities(made.embeddings)
-    scaled = replace(made, embeddings=made.embeddings * np.float32(scale))
+    scaled = replace(made, embedding_rows=made.embeddings * np.float32(scale))
     found = learn(scaled, seed=0).head.probabilities(scaled.embeddings)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -557,7 +557,7 @@ def test_invalid_embedding_is_refused(value: float) -> None:
     """A value that is not finite or too large is Corrupt; the message has image and label."""
     made = several_labels({"amber": 10, "blue": 10})
     names = tuple(f"{row}.jpg" for row in range(20))
-    made = replace(made, embeddings=made.embeddings.copy(), names=names)
+    made = replace(made, embedding_rows=made.embeddings.copy(), names=names)
     made.embeddings[3, 1] = value
     label = made.labels[made.targets[3]]
     with pytest.raises(

@@ -126,7 +126,8 @@ class Attempts:
                     if why
                 ),
             ]
-            exemplars = exemplars.where(np.array([not why for why in reasons]))
+            if any(reasons):  # otherwise a copy of all embeddings
+                exemplars = exemplars.where(np.array([not why for why in reasons]))
             counts.update(dict(zip(exemplars.labels, exemplars.counts().tolist(), strict=True)))
         kind = f"usable {noun_of(kind_of(info.preprocess).name)}s"
         check_counts(counts, labels, kind=kind, limits=DEFAULT_LIMITS)

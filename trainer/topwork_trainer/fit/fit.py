@@ -162,7 +162,12 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         attempt = attempts.attempt(info)
         findings = [
             *audit_inputs(photos, attempt.skipped, attempt.backbone.preprocess),
-            *audit_exemplars(attempt.exemplars, attempt.learned.judged, seed=config.seed),
+            *audit_exemplars(
+                attempt.exemplars,
+                attempt.learned.judged,
+                seed=config.seed,
+                threads=attempts.cores,
+            ),
         ]
         if config.strict:
             require_clean(findings)
@@ -203,7 +208,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
             command=config.command,
             findings=(*findings, *sets.verdict.findings),
             backbones=tuple(ranked),
-            notes=tuple(notes),
+            notes=(*notes, *attempt.learned.notes),
         ),
     )
     sets.record(manifest.revision)
@@ -216,7 +221,7 @@ def fit(config: FitConfig, on_progress: OnStageProgress) -> FitResult:
         metrics=attempt.learned.metrics,
         skipped=attempt.skipped,
         findings=[*findings, *sets.verdict.findings],
-        notes=notes,
+        notes=[*notes, *attempt.learned.notes],
         held_out=held_out,
         left_out=photos.left_out,
         report=repository.storage.at(report_key(manifest)),

@@ -69,7 +69,7 @@ def judge(
     repeated = repeated_rows(exemplars, attempt.exemplars)
     related = related_rows(exemplars, attempt.exemplars) & ~repeated
     fresh = ~(repeated | related)
-    predicted = attempt.learned.head.probabilities(exemplars.embeddings[fresh]).argmax(axis=1)
+    predicted = attempt.learned.head.probabilities(exemplars.embedding_rows[fresh]).argmax(axis=1)
     targets = np.array([attempt.exemplars.labels.index(label) for label in exemplars.labels])
     return SplitResult(
         split=split,

@@ -69,7 +69,7 @@ class Prober:
                 self._judge(
                     replace(choice, name=choice.name + pool),
                     replace(row, width=embeddings.shape[1]),
-                    replace(exemplars, embeddings=embeddings),
+                    replace(exemplars, embedding_rows=embeddings),
                 )
                 for pool, embeddings in pools.items()
             ]
@@ -147,7 +147,7 @@ class Prober:
         shared = [row for row, name in enumerate(reference.names) if name in row_of]
         return replace(
             exemplars,
-            embeddings=exemplars.embeddings[[row_of[reference.names[row]] for row in shared]],
+            embedding_rows=exemplars.embeddings[[row_of[reference.names[row]] for row in shared]],
             digests=reference.digests[shared],
             fingerprints=reference.fingerprints[shared],
             targets=reference.targets[shared],

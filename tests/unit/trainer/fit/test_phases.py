@@ -114,7 +114,9 @@ def phase(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> Phase:
     info = attempts.repository.put_backbone(model, tiny.backbone_info(model))
     attempt = attempts.attempt(info)
     poor = np.random.default_rng(1).random(attempt.exemplars.embeddings.shape, dtype=np.float32)
-    frozen = attempts.attempt_on(info, replace(attempt.exemplars, embeddings=poor), [], frozenset())
+    frozen = attempts.attempt_on(
+        info, replace(attempt.exemplars, embedding_rows=poor), [], frozenset()
+    )
     phase = Phase(attempts, frozen, frozen.exemplars.folds(attempts.seed))
 
     @contextmanager

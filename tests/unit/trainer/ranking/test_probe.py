@@ -244,7 +244,7 @@ def test_pools_are_judged_on_one_pass(attempts: Attempts, monkeypatch: pytest.Mo
         passes.append(choice.name)
         noise = np.random.default_rng(0).standard_normal(found.embeddings.shape)
         parts = (noise.astype(np.float32), 0 * found.embeddings, found.embeddings)
-        return replace(found, embeddings=np.concatenate(parts, axis=1))
+        return replace(found, embedding_rows=np.concatenate(parts, axis=1))
 
     monkeypatch.setattr(Prober, "_embed", with_parts)
     own, mean = Prober(attempts).probe_pools(BackboneChoice(name="tiny"))

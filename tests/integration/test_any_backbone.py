@@ -98,7 +98,7 @@ def test_served_model_agrees_with_its_fit(
     servers.eventually(lambda: f"models/{model}" in {each.name for each in client.models()})
     right = 0
     for label in LABELS:
-        photos = [path.read_bytes() for path in sorted((config.data / label).iterdir())]
+        photos = [path.read_bytes() for path in sorted((Path(config.data) / label).iterdir())]
         results = client.classify(model, photos).results
         right += sum(result.predictions[0].label == label for result in results)
     assert right > 0.8 * COUNT * len(LABELS)
@@ -109,7 +109,8 @@ def test_add_class_gives_the_head_of_a_full_fit(
     config: FitConfig, fitted: FitResult, client: Client
 ) -> None:
     """A class that is added later changes nothing: the head is that of a fit on all photos."""
-    pairs = [(path.name, path.read_bytes()) for path in sorted((config.data / ADDED).iterdir())]
+    files = sorted((Path(config.data) / ADDED).iterdir())
+    pairs = [(path.name, path.read_bytes()) for path in files]
     *_, finished = client.watch(client.add_class(config.model, ADDED, pairs).name)
     assert list(finished.result().revision.labels) == sorted([*LABELS, ADDED])
     both = fit(replace(config, model=f"{config.model}-all", classes=None), lambda *_: None)

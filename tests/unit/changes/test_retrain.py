@@ -624,7 +624,7 @@ def test_change_of_large_model_gives_head_of_a_fit(
     assert fit(images, Recipe())[1] == repository.head(manifest)
     assert manifest.chosen.kind in streamed.KINDS
     assert repository.metrics(manifest).images == 9 < before
-    assert f"{manifest.images} images of 4 labels" in repository.report_file(manifest).read_text()
+    assert f"{manifest.images} images of 4 labels" in repository.report(manifest).decode()
 
 
 def test_new_head_classifies_the_new_label(repository: Repository) -> None:

@@ -145,7 +145,7 @@ class FileStorage:
     def put_blob(self, key: str, content: bytes) -> None:
         """Store a blob, or refresh it if it is stored, and repair it if it is damaged."""
         path = self.path(key)
-        if path.exists() and not self.refresh([key]):
+        if not self.refresh([key]):
             with contextlib.suppress(Corrupt, OSError):
                 if files.read(path) == content:
                     return
@@ -153,6 +153,8 @@ class FileStorage:
 
     def refresh(self, keys: Collection[str]) -> set[str]:
         """Set the times of blobs to now; return those that do not exist."""
+        if not any(map(self.exists, keys)):  # such as in a repository that is not made yet
+            return {*keys}
         with self._deletion_blocked():
             return self._touch(keys)
 

@@ -224,12 +224,17 @@ class Objects:
         """Yield the pages of a listing; one that breaks continues behind the last name."""
         last: str | None = None
         while True:
-            stream = iter(obstore.list(self._store, prefix or None, offset=last, chunk_size=1000))
-            page = self._call("list", lambda stream=stream: next(stream, None))  # type: ignore[misc]
+
+            def first_page(offset: str | None = last) -> list[ObjectMeta] | None:
+                # Begun anew at each attempt: a listing that failed is at its end, as if empty.
+                stream = obstore.list(self._store, prefix or None, offset=offset, chunk_size=1000)
+                return next((list(page) for page in stream), None)
+
+            page = self._call("list", first_page)
             if page is None:
                 return
             last = page[-1]["path"]
-            yield [*page]
+            yield page
             if len(page) < 1000:
                 return
 

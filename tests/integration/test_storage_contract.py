@@ -18,6 +18,7 @@ from support.flocks import Flocks
 from support.object_stores import S3Server
 
 from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.object_clock import Clock
 from topwork.bundle.storage.storage import ABSENT, HIDDEN, Storage
 from topwork.errors import Corrupt, Stale
 
@@ -365,7 +366,7 @@ def test_nothing_is_abandoned_by_writers_that_ended(storage: Storage) -> None:
     storage.create(f"backbones/{SHA}", {"backbone.onnx": b"graph", "backbone.json": b"{}"})
     storage.refresh([f"backbones/{SHA}"])
     storage.create("models/colours/evaluations/flowers", {"set.json": b"{}"})
-    assert storage.abandoned(age=-10) == []
+    assert storage.abandoned(age=-10) == {}
 
 
 # Object stores alone
@@ -440,13 +441,16 @@ def test_crashed_creator_leaves_no_directory(objects: Place) -> None:
     assert storage.entry("models/copy") is None
     with pytest.raises(FileExistsError):  # its writer may be alive
         storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
-    assert storage.abandoned() == []
-    assert storage.abandoned(age=-10) == ["models/colours/1", "models/copy"]
-    for key in storage.abandoned(age=-10):
+    assert storage.abandoned() == {}
+    left = storage.abandoned(age=-10)
+    sizes = {key: entry.size for key, entry in left.items()}
+    assert sizes == {"models/colours/1": len(b"dead"), "models/copy": len(b"{}draft")}
+    assert all(abs(entry.time - storage.now()) < 10 for entry in left.values())
+    for key in left:
         assert not storage.delete_abandoned(key)
         assert storage.delete_abandoned(key, age=-10)
         assert not storage.delete_abandoned(key, age=-10)
-    assert storage.abandoned(age=-10) == []
+    assert storage.abandoned(age=-10) == {}
     storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
     storage.create("models/copy", {"draft.json": b"draft"})
     assert storage.directories("models/copy") == []
@@ -461,7 +465,7 @@ def test_create_finishes_an_old_leftover(objects: Place) -> None:
         storage.create("models/colours/1", {"head.onnx": b"dead", "manifest.json": b"dead"})
     storage = objects.open()
     later = time.time() + 3600
-    with mock.patch.object(storage, "now", return_value=later):
+    with mock.patch.object(Clock, "now", return_value=later):
         storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
     assert storage.read("models/colours/1/head.onnx") == b"new"
 
@@ -481,8 +485,8 @@ def test_old_markers_are_deleted(objects: Place) -> None:
     storage.put_blob(key, b"image")
     storage.refresh([key])
     later = time.time() + 86400 + 10
-    assert storage.abandoned(age=-10) == []
-    with mock.patch.object(storage, "now", return_value=later):
+    assert storage.abandoned(age=-10) == {}
+    with mock.patch.object(Clock, "now", return_value=later):
         (marker,) = storage.abandoned()
         assert storage.delete_abandoned(marker)
     assert set(storage.refreshed("images")) == {SHA}

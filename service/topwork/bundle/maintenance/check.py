@@ -364,10 +364,9 @@ class _Run:
                 names = ", ".join(key.removeprefix(f"{kind}/") for key in [*unexpected][:3])
                 text = f"unexpected: {_total([*unexpected.values()], 'files')}, such as {names}"
                 self._add("note", kind, text)
-        abandoned = [self._storage.entry(key) for key in self._storage.abandoned()]
+        abandoned = [*self._storage.abandoned().values()]
         if abandoned:
-            left = [entry for entry in abandoned if entry is not None]
-            text = f"crashes left {_total(left, 'temporary files')}: topwork gc deletes them"
+            text = f"crashes left {_total(abandoned, 'temporary files')}: topwork gc deletes them"
             self._add("note", "", text)
 
     @contextmanager

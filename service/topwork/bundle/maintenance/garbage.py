@@ -389,10 +389,9 @@ class _Run:
 
     def remove_abandoned(self, age: float) -> None:
         """Delete what crashed writers left more than ``age`` seconds ago."""
-        for key in self.storage.abandoned(age=age):
-            entry = self.storage.entry(key)
+        for key, entry in self.storage.abandoned(age=age).items():
             if self.dry_run or self.storage.delete_abandoned(key, age=age):
-                self.record("temporary", key, 0 if entry is None else entry.size)
+                self.record("temporary", key, entry.size)
 
     def record(self, kind: RemovedKind, key: str, size: int) -> None:
         """Add a deletion to the result."""

@@ -12,13 +12,13 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore import exceptions
 
+from topwork.bundle.storage.object_facts import Facts
 from topwork.bundle.storage.storage import ABSENT, Tag, Unreachable
 
 if TYPE_CHECKING:
@@ -76,17 +76,6 @@ class Conflict(Exception):
 
 class Unanswered(Unreachable):
     """The store did not answer in time, or the connection broke: the request may have succeeded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Facts about an object from a listing or an answer."""
-
-    name: str
-    size: int
-    time_ns: int
-    """LastModified in ns since 1970; most stores round it down to a second."""
-    tag: Tag
 
 
 class Objects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 from topwork.bundle.storage import object_names as names
@@ -9,7 +10,7 @@ from topwork.bundle.storage.object_facts import total
 from topwork.bundle.storage.object_models import ModelDirectories
 from topwork.bundle.storage.objects import Objects
 from topwork.bundle.storage.pointers import PointerList
-from topwork.bundle.storage.storage import Entry
+from topwork.bundle.storage.storage import Entry, ForeignName
 
 
 class Listing:
@@ -102,16 +103,17 @@ class Listing:
 
     def _committed(self, name: str, commits: dict[str, str | None]) -> set[str]:
         """Return which of the directories in a directory have their commit."""
-        committed = set()
+        files = {f"{name}/{own}/{commit}": own for own, commit in commits.items() if commit}
         # The directories of revisions come before all others, which may be large.
-        last = max(own for own, commit in commits.items() if commit)
-        for facts in self._objects.listed(name):
-            own, _, inner = facts.name.removeprefix(f"{name}/").partition("/")
-            if own > last:
-                break
-            if inner and inner == commits.get(own):
-                committed.add(own)
-        return committed
+        last = max(files)
+        try:
+            listed = itertools.takewhile(
+                lambda facts: facts.name <= last, self._objects.listed(name)
+            )
+            return {files[facts.name] for facts in listed if facts.name in files}
+        except ForeignName:  # in another directory: it must not hide the revisions
+            heads = self._objects.heads(files)
+            return {files[file] for file, facts in heads.items() if facts is not None}
 
     def _timed(self, name: str) -> Entry | None:
         found = [

@@ -31,6 +31,10 @@ class Unreachable(OSError):
     """The storage cannot be reached now: another attempt may succeed."""
 
 
+class ForeignName(OSError):
+    """A foreign object has a name that is not a path, with which no listing succeeds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Facts about a file, or about a directory if ``Storage.entry`` was asked for one."""

@@ -162,6 +162,43 @@ def test_files_lists_files_alone(storage: Storage) -> None:
     assert storage.directories("models/none") == []
 
 
+def test_names_with_a_leading_dot_are_not_listed(storage: Storage) -> None:
+    """Names that begin with a dot are in no listing, but those of hidden models."""
+    make_model(storage)
+    for name in (".notes", f"{HIDDEN}notes", ".git/config", "review/.part", f"review/{SHA}.npz"):
+        storage.write(f"models/colours/{name}", b"foreign")
+    storage.write(".cache/file", b"foreign")
+    assert set(storage.files("models/colours")) == {"draft.json", "serving.json"}
+    assert set(storage.files("models/colours/review")) == {f"{SHA}.npz"}
+    assert storage.directories("models/colours") == ["review"]
+    assert ".cache" not in storage.directories("")
+
+
+def test_sizes_of_many_files(storage: Storage) -> None:
+    """``sizes`` has the files that exist, also pointers, and no directory's commit."""
+    make_model(storage)
+    keys = [f"images/{number:064}" for number in range(30)]
+    for length, key in enumerate(keys):
+        storage.put_blob(key, b"x" * length)
+    missing = [f"exemplars/{SHA}.npz", "models/none/serving.json", f"{keys[0]}/x"]
+    found = storage.sizes(["models/colours/serving.json", *missing, *keys])
+    assert found == {"models/colours/serving.json": 1, **{key: n for n, key in enumerate(keys)}}
+    assert storage.sizes([]) == {}
+
+
+def test_open_reads_parts_of_a_file(storage: Storage) -> None:
+    """An open file is read and sought, and stays as it was while another replaces it."""
+    storage.write("models/m/1/examples.npz", b"0123456789")
+    with storage.open("models/m/1/examples.npz") as file:
+        assert file.seekable()
+        assert file.read(2) == b"01"
+        storage.write("models/m/1/examples.npz", b"other")
+        assert file.seek(-2, 2) == 8
+        assert file.read() == b"89"
+    with storage.open("models/m/1/examples.npz") as file:
+        assert file.read() == b"other"
+
+
 def test_write_at_sets_the_time(storage: Storage) -> None:
     """A file with a time of its own has it in listings, and is replaced and deleted as others."""
     make_model(storage)
@@ -370,6 +407,32 @@ def test_nothing_is_abandoned_by_writers_that_ended(storage: Storage) -> None:
 
 
 # Object stores alone
+
+
+def test_local_replaces_a_damaged_file_if_asked_again(objects: Place) -> None:
+    """A damaged file of the cache is fetched again with ``again``, for all processes."""
+    storage = objects.open()
+    key = f"images/{digest(b'content')}"
+    storage.put_blob(key, b"content")
+    path = storage.local(key, digest(b"content"))
+    path.write_bytes(b"damaged")
+    assert storage.local(key, digest(b"content")).read_bytes() == b"damaged"
+    assert storage.local(key, digest(b"content"), again=True).read_bytes() == b"content"
+    assert objects.open().local(key, digest(b"content")).read_bytes() == b"content"
+    path.write_bytes(b"damaged")
+    assert storage.read_verified(key, digest(b"content")) == b"content"
+
+
+def test_holding_misses_a_backbone_without_its_commit(objects: Place) -> None:
+    """A backbone whose writer died is missing for ``holding``, and for deletion."""
+    storage = objects.open()
+    storage.create(f"backbones/{SHA}", {"backbone.onnx": b"graph", "backbone.json": b"{}"})
+    storage.write(f"backbones/{'cd' * 32}/backbone.onnx", b"graph")
+    keys = [f"backbones/{SHA}", f"backbones/{'cd' * 32}"]
+    with storage.holding(keys) as missing:
+        assert missing == {keys[1]}
+    assert set(storage.refreshed("backbones")) == {SHA}
+    assert not storage.delete_blob(keys[1], 0)
 
 
 def test_conditional_write_rejects_a_changed_file(objects: Place) -> None:

@@ -429,10 +429,13 @@ def test_holding_misses_a_backbone_without_its_commit(objects: Place) -> None:
     storage.create(f"backbones/{SHA}", {"backbone.onnx": b"graph", "backbone.json": b"{}"})
     storage.write(f"backbones/{'cd' * 32}/backbone.onnx", b"graph")
     keys = [f"backbones/{SHA}", f"backbones/{'cd' * 32}"]
+    graph = storage.entry(f"{keys[1]}/backbone.onnx")
+    assert graph is not None
+    assert not storage.delete_blob(keys[1], graph.time_ns)
+    assert storage.exists(f"{keys[1]}/backbone.onnx")
     with storage.holding(keys) as missing:
         assert missing == {keys[1]}
     assert set(storage.refreshed("backbones")) == {SHA}
-    assert not storage.delete_blob(keys[1], 0)
 
 
 def test_conditional_write_rejects_a_changed_file(objects: Place) -> None:

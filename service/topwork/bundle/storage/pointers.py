@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from topwork.bundle.names import is_model
 from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.objects import Facts, Missing, Objects
+from topwork.bundle.storage.object_facts import Facts
+from topwork.bundle.storage.objects import Missing, Objects
 from topwork.bundle.storage.storage import ABSENT, Tag
 
 RELIST = 30.0
@@ -75,8 +76,11 @@ class PointerList:
                     found.setdefault(model, Pointers()).found[name] = facts
         return found
 
-    def announce(self) -> None:
-        """Tell other processes that a pointer changed; they find out later if this fails."""
+    def announce(self, name: str) -> None:
+        """Tell other processes if a changed object is a pointer; they may find out later."""
+        if not names.is_pointer(name):
+            return
+        self.forget_fresh()
         with contextlib.suppress(OSError):
             self._objects.put(names.CHANGED, self._objects.nonce())
 

@@ -44,7 +44,7 @@ class Listing:
         """Return True if there is a file or a directory ``key``."""
         found = names.split_model(key)
         if found is not None and found.inner in {"", *names.DOCUMENTS}:
-            pointers = self._pointers.of(found.name)
+            pointers = self._pointers.recent(found.name)
             there = pointers.hidden is not None if found.hidden else pointers.exists
             return there and (not found.inner or found.inner in pointers.found)
         name = names.object_name(key)

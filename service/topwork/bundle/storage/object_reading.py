@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from topwork.bundle.files import Absent
 from topwork.bundle.storage import object_names as names
 from topwork.bundle.storage.cache import Cache
 from topwork.bundle.storage.objects import Missing, Objects
@@ -29,10 +30,14 @@ class CachedReading:
 
     def read(self, key: str) -> bytes:
         """Return a file's bytes, unchanged ones from the cache. Raises Corrupt."""
-        name = names.object_name(key)
-        if (tag := self._pointers.take_fresh(name)) is not None:
-            cached = self._cache.document(f"{self._identity}/{name}")
-            if cached is not None and cached[0] == tag:
+        found = names.split_model(key)
+        if found is not None and found.inner in names.DOCUMENTS:
+            pointers = self._pointers.recent(found.name)
+            facts = pointers.found.get(found.inner)
+            if facts is None or found.hidden != (names.DELETED in pointers.found):
+                raise _missing(key)
+            cached = self._cache.document(f"{self._identity}/{names.object_name(key)}")
+            if cached is not None and cached[0] == facts.tag:
                 return cached[1]
         return self.read_tagged(key)[0]
 
@@ -92,5 +97,5 @@ def _short(key: str) -> str:
     return "/".join(key.split("/")[-4:])
 
 
-def _missing(key: str) -> Corrupt:
-    return Corrupt(f"{_short(key)} is missing")
+def _missing(key: str) -> Absent:
+    return Absent(f"{_short(key)} is missing")

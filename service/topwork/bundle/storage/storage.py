@@ -83,7 +83,7 @@ class Storage(Protocol):
     # Reading
 
     def read(self, key: str) -> bytes:
-        """Return a file's bytes. Raises Corrupt if it is missing or no regular file."""
+        """Return a file's bytes. Raises Absent if it is missing, Corrupt if no regular file."""
 
     def read_tagged(self, key: str) -> tuple[bytes, Tag]:
         """Return a file's bytes with its tag, for ``write``. Raises Corrupt as ``read``."""

@@ -567,6 +567,9 @@ def test_foreign_files_harm_nothing(objects: Place) -> None:
         "pointers/readme",
         "models/readme",
         "models/x/y/z.txt",
+        "models/y/notes.txt",
+        "models/colours/evaluations/notes/a.txt",
+        "backbones/notes/a.txt",
         "refreshed/x",
     ):
         storage._objects.put(name, b"foreign")  # type: ignore[attr-defined]
@@ -575,6 +578,8 @@ def test_foreign_files_harm_nothing(objects: Place) -> None:
     storage.put_blob(f"images/{SHA}", b"image")
     assert set(storage.refreshed("images")) == {SHA}
     assert not storage.exists("models/x")
+    assert storage.abandoned(age=-10) == {}
+    assert not storage.delete_abandoned("models/x", age=-10)
 
 
 def test_more_than_a_page_of_models(objects: Place) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from topwork.bundle.storage import object_names as names
 from topwork.bundle.storage.object_blobs import MARKER_AGE
@@ -75,6 +75,8 @@ class CommittedDirectories:
         }
         pointers = self._pointers.all()
         for directory, objects in self._created().items():
+            if not _may_be_leftover(objects):
+                continue
             model = names.model_directory(directory)
             if model is not None:
                 there = names.MADE in pointers.get(model.name, Pointers()).found
@@ -91,7 +93,8 @@ class CommittedDirectories:
             listed = [own] if own is not None else []
         else:
             listed = self._all_of(key)
-            if self._objects.head(_commit_name(key)) is not None:
+            committed = self._objects.head(_commit_name(key)) is not None
+            if committed or not _may_be_leftover(listed):
                 return False
         if not listed or newest(listed) / 1e9 >= self._clock.now() - _least_age(key, age):
             return False
@@ -149,6 +152,10 @@ def _commit_name(directory: str) -> str:
     commit = names.commit(names.object_name(directory))
     assert commit is not None, f"{directory} is no directory that create makes"
     return names.object_name(f"{directory}/{commit}")
+
+
+def _may_be_leftover(listed: Collection[Facts]) -> bool:
+    return all(names.may_be_written(facts.name) for facts in listed)
 
 
 def _least_age(key: str, age: float) -> float:

@@ -51,7 +51,10 @@ class Listing:
         if (commit := names.commit(name)) is not None and names.is_directory(name):
             return self._objects.head(f"{name}/{commit}") is not None
         if names.is_directory(name) or key.endswith(names.TIMED):
-            return self._objects.first(name) is not None
+            try:
+                return self._objects.first(name) is not None
+            except ForeignName:
+                return True
         return self.entry(key) is not None
 
     def sizes(self, keys: Collection[str]) -> dict[str, int]:

@@ -30,6 +30,7 @@ DOCUMENTS = ("serving.json", "draft.json", "review.json")
 TIMED = ".gone"
 """Suffix of the keys of files with a modification time of their own."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -110,6 +111,23 @@ def is_directory(name: str) -> bool:
     if "/" not in name:
         return "." not in name  # operations.database is a file
     return commit(name) is not None and not name.endswith(".json")
+
+
+def may_be_written(name: str) -> bool:
+    """Return True if ``Storage.create`` or a later writer may have written such an object.
+
+    A directory with any other object is foreign: it is no leftover of a crash.
+    """
+    match name.split("/"):
+        case ["pointers", _, own]:
+            return own in {*DOCUMENTS, MADE, DELETED}
+        case ["backbones", digest, _]:
+            return _SHA256.fullmatch(digest) is not None
+        case ["models", _, "evaluations", _, own]:
+            return own.endswith(".json")
+        case ["models", _, own, _, *_]:
+            return is_number(own) or own == "review"
+    return False
 
 
 def proof(key: str) -> str:

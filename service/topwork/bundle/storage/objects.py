@@ -260,7 +260,7 @@ class Objects:
             found = _PATH.search(text)
             foreign = f"the object {found[1]!r}" if found else "an object"
             reason = "is not a path: delete or rename it"
-            return ForeignName(errno.EINVAL, f"{self.url}: the name of {foreign} {reason}")
+            return ForeignName(f"{self.url}: the name of {foreign} {reason}")
         if "TimedOut" in text or "timed out" in text or "Timeout" in text:
             return Unanswered(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
         if status is None:

@@ -50,6 +50,8 @@ class _Queue:
     def copy(self) -> None:
         """Copy all of it."""
         own = candidates.list_directory(self._source, self._directory)
+        if not own.candidates and not own.gone:
+            return
         there = candidates.list_directory(self._target, self._directory)
         expired = self._source.now() - self._keep_seconds()
         kept = {name: entry for name, entry in own.candidates.items() if entry.time >= expired}

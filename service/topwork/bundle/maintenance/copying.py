@@ -244,11 +244,12 @@ class _Run:
                 contents[name] = source.read(f"{key}/{name}")
         size = 0
         if not target.exists(key):
-            size += len(contents[SET])
+            content = contents.pop(SET)
+            size += len(content)
             if not self._dry_run:
                 check_none(target.refresh([self._target.key("exemplars", each) for each in shards]))
                 with self._target.locked(stored.model):
-                    target.create(key, {SET: contents.pop(SET)})
+                    target.create(key, {SET: content})
         for name, content in contents.items():
             size += put(target, f"{key}/{name}", content, dry_run=self._dry_run) or 0
         self._tally.count("evaluation", size or None)

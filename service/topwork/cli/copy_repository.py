@@ -1,4 +1,4 @@
-"""``topwork copy``: a copy of a repository in another directory or bucket."""
+"""``topwork copy-repository``: a copy of a repository in another directory or bucket."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import click
 from topwork import tables
 from topwork.bundle.location import Location, bucket_key
 from topwork.bundle.maintenance.copy_blobs import COPIED
-from topwork.bundle.maintenance.copying import Copied
-from topwork.bundle.maintenance.copying import copy as copy_models
+from topwork.bundle.maintenance.copying import Copied, copy
 from topwork.bundle.opening import open_repository
 from topwork.cli.maintain import (
     disk_errors,
@@ -38,7 +37,7 @@ from topwork.repository_option import RepositoryType, database_option
 @click.option("--dry-run", is_flag=True, help="Print what would be copied, and write nothing.")
 @database_option
 @json_output
-def copy(
+def copy_repository(
     source: Location,
     target: Location,
     models: tuple[str, ...],
@@ -65,7 +64,7 @@ def copy(
         raise InvalidInput(f"{target} is the source, too", field="target")
     with progress_bar() as bar, disk_errors():
         task = bar.add_task("copying", total=None)
-        copied = copy_models(
+        copied = copy(
             existing_repository(source, writes=False),
             open_repository(target, database=database, writes=not dry_run),
             models=models,

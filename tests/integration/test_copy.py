@@ -303,6 +303,30 @@ def test_revision_published_during_the_copy_comes_with_the_next(
     assert copy(source, target).serving == {"colours": 4}
 
 
+def test_blob_deleted_from_the_target_meanwhile_is_noticed(source: Repository, memory: str) -> None:
+    """A revision is published only if all that it needs is there; the next copy completes it."""
+    target = opened(memory)
+    shard = source.manifest("colours", 2).exemplars[0].digest
+
+    def delete(_done: int, _total: int) -> None:
+        target.storage.delete(f"exemplars/{shard}.npz")
+
+    copied = copy(source, target, on_progress=delete)
+    assert "models/colours/2" in failed(copied)
+    assert (target.revisions("colours"), errors(target)) == ([], [])
+    assert failed(copy(source, target)) == []
+    assert target.serving("colours") == 2
+
+
+def test_command_holds_the_locks_of_the_database(
+    source: Repository, target: str, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    """The writers of a bucket wait for each other with --database."""
+    database = f"sqlite:///{tmp_path / 'operations.sqlite'}"
+    assert run(source.root, target, "--database", database).status == 0
+    assert filled.files(opened(target).storage) == filled.files(source.storage)
+
+
 def test_signature_added_later_is_copied(
     source: Repository, memory: str, tmp_path: Path, made: Path
 ) -> None:
@@ -347,7 +371,7 @@ def _deleted(target: Repository) -> None:
 
 
 def _other_name(target: Repository) -> None:
-    target.add_backbone("mine", target.added_backbones()["space"], replace=True)
+    target.add_backbone("mine", stored.put_backbone(target))
 
 
 def _other_draft(target: Repository) -> None:
@@ -363,7 +387,7 @@ def _other_draft(target: Repository) -> None:
         (_moved, True),
         (_published, True),
         (_deleted, True),
-        (_other_name, True),
+        (_other_name, False),
         (_other_draft, True),
     ],
 )
@@ -376,9 +400,10 @@ def test_other_content_in_the_target_is_refused(
         copy(source, there)
     conflict(there)
     before = filled.files(there.storage)
-    tiny.publish_copy(source, source.manifest("colours", 2))
-    with pytest.raises(AlreadyExists):
-        copy(source, opened(target))
+    for _ in range(2):
+        with pytest.raises(AlreadyExists):
+            copy(source, opened(target))
+        tiny.publish_copy(source, source.manifest("colours", 2))
     assert filled.files(opened(target).storage) == before
 
 

@@ -25,7 +25,7 @@ CopiedKind = Literal["backbone", "shard", "image", "revision", "evaluation", "ca
 
 COPIED: tuple[CopiedKind, ...] = get_args(CopiedKind)
 
-WORKERS = 4
+WORKERS: dict[BlobKind, int] = {"backbones": 1, "exemplars": 2, "images": 8}
 """Raising it copies small files of a bucket faster, and has as many files in memory."""
 
 _UNKNOWN = "0" * 64
@@ -134,7 +134,7 @@ class BlobCopy:
         self._tally.expect(len(new))
         self._refresh(kind, new)
         attempt = partial(self._attempt, copy)
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS[kind]) as pool:
             for digest, result in zip(new, pool.map(attempt, new), strict=True):
                 key = self._source.key(kind, digest)
                 self._done.add(key)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import filled, golden, signed, stored, tiny
+from support import filled, golden, servers, signed, stored, tiny
 from support.object_stores import S3Server
 from support.pictures import pictures
 
+from topwork import Client
 from topwork.bundle.candidates import CandidateStore
 from topwork.bundle.location import to_location
 from topwork.bundle.maintenance.check import check
@@ -301,6 +302,32 @@ def test_revision_published_during_the_copy_comes_with_the_next(
     assert copy(source, target, on_progress=publish).serving == {"colours": 2}
     assert (target.revisions("colours"), errors(target)) == ([1, 2, 3], [])
     assert copy(source, target).serving == {"colours": 4}
+
+
+@pytest.mark.parametrize("target", ["directory", "seaweedfs"], indirect=True)
+def test_server_moves_to_the_target(source: Repository, target: str, tmp_path: Path) -> None:
+    """Copies while a server learns a class are sound; after the last one it serves there."""
+    violets = [(f"{number}.png", photo) for number, photo in enumerate(pictures("violet", 12))]
+    photo = pictures("violet", 1, start=80)
+    with servers.running(source.root) as server, Client(server.address) as client:
+        client.add_class("colours", "violet", violets)
+        served = set()
+        while any(client.operations("done = false")):
+            served.add(copy(source, opened(target)).serving["colours"])
+            assert errors(opened(target)) == []
+        servers.eventually(lambda: client.classify("colours", photo).revision == 4)
+        answer = client.classify("colours", photo)
+    assert copy(source, opened(target)).serving == {"colours": 4}
+    assert served <= {2, 4}
+    database = f"sqlite:///{tmp_path / 'operations.sqlite'}"
+    with (
+        servers.running(target, database=database, worker=False) as server,
+        Client(server.address) as client,
+    ):
+        moved = client.classify("colours", photo)
+        assert list(client.operations()) == []
+    assert moved.revision == answer.revision == 4
+    assert moved.results[0].predictions == answer.results[0].predictions
 
 
 def test_blob_deleted_from_the_target_meanwhile_is_noticed(source: Repository, memory: str) -> None:

@@ -49,6 +49,7 @@ NOT_RUN = {
     ),
     ("benchmarks.md", "make bench "): "takes ten minutes",
     ("buckets.md", "pip install"): "needs a bucket: test_bucket_servers.py has one",
+    ("buckets.md", "topwork copy-repository"): "needs a bucket: test_copy.py has one",
     ("deployment.md", "make image "): "builds images: `make image-test` does",
     ("deployment.md", "docker run --read-only"): "needs docker",
     ("deployment.md", "docker run --volume"): "needs docker",

@@ -199,6 +199,17 @@ def test_open_reads_parts_of_a_file(storage: Storage) -> None:
         assert file.read() == b"other"
 
 
+def test_write_at_replaces_files_of_all_names(storage: Storage) -> None:
+    """A file system sets the time of any file; an object store that of ``.gone`` alone."""
+    key = "models/colours/review/x.npz"
+    storage.write_at(key, b"1", 1_700_000_000_123_456_000)
+    storage.write_at(key, b"2", 1_600_000_000_123_456_000)
+    assert storage.read(key) == b"2"
+    entry = storage.files("models/colours/review")["x.npz"]
+    is_set = entry.time_ns == 1_600_000_000_123_456_000
+    assert is_set == isinstance(storage, FileStorage)
+
+
 def test_write_at_sets_the_time(storage: Storage) -> None:
     """A file with a time of its own has it in listings, and is replaced and deleted as others."""
     make_model(storage)

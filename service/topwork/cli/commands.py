@@ -187,6 +187,11 @@ SECTIONS = {
             "Verify all checksums and references of a repository.",
             "topwork fsck repository",
         ),
+        "copy-repository": Lazy(
+            "topwork.cli.copy_repository:copy_repository",
+            "Copy the models of SOURCE to TARGET, each a directory or the URL of a bucket.",
+            "topwork copy-repository repository s3://bucket/models",
+        ),
         "keygen": Lazy(
             "topwork.cli.sign:keygen",
             "Create a key pair for signing revisions: KEY and KEY.pub.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def gc(
 
     opened = existing_repository(repository, database=database, writes=not dry_run)
     urls = _databases(opened.storage, database)
-    with _disk_errors():
+    with disk_errors():
         found = collect(
             opened,
             keep=keep,
@@ -134,7 +134,7 @@ def fsck(
     """
     keys = SigningFiles(trusted_keys=trusted_keys, require_signed=require_signed)
     signing = keys.read(publishes=False)
-    with _progress_bar() as bar, _disk_errors():
+    with progress_bar() as bar, disk_errors():
         task = bar.add_task("checking", total=None)
         opened = existing_repository(repository, writes=False)
         problems = check(
@@ -144,9 +144,11 @@ def fsck(
         )
         problems = [*_database_problems(opened.storage), *problems]
     if as_json:
-        print(json.dumps(_problems_json(problems)))
+        print(json.dumps(problems_json(problems)))
     else:
-        _show_problems(problems)
+        show_problems(problems)
+        if not problems:
+            print("nothing is wrong")
     if any(problem.severity == "error" for problem in problems):
         sys.exit(1)
 
@@ -190,7 +192,8 @@ def _database_problems(storage: Storage) -> list[Problem]:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
+    """Convert an OSError of the block to a ClickException."""
     try:
         yield
     except OSError as error:
@@ -221,7 +224,8 @@ def _collected_json(found: Collected, *, dry_run: bool) -> dict[str, object]:
     }
 
 
-def _show_problems(problems: list[Problem]) -> None:
+def show_problems(problems: Sequence[Problem]) -> None:
+    """Print a line for each problem."""
     console = Console()
     for problem in problems:  # lines, because a table would wrap digests
         colour = "red" if problem.severity == "error" else "yellow"
@@ -231,11 +235,10 @@ def _show_problems(problems: list[Problem]) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if not problems:
-        console.print("nothing is wrong")
 
 
-def _problems_json(problems: list[Problem]) -> dict[str, object]:
+def problems_json(problems: Sequence[Problem]) -> dict[str, object]:
+    """Return problems with their numbers by severity as data for JSON."""
     return {
         "errors": sum(problem.severity == "error" for problem in problems),
         "notes": sum(problem.severity == "note" for problem in problems),
@@ -246,7 +249,8 @@ def _problems_json(problems: list[Problem]) -> dict[str, object]:
     }
 
 
-def _progress_bar() -> Progress:
+def progress_bar() -> Progress:
+    """Return a bar on standard error that counts files."""
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),

@@ -133,7 +133,11 @@ class Storage(Protocol):
         """
 
     def write_at(self, key: str, content: bytes, time_ns: int) -> None:
-        """Write or replace a file with a modification time of its own."""
+        """Write or replace a file with a modification time of its own.
+
+        An object store has such times only for keys that end with ``.gone``; other files get the
+        time of the write.
+        """
 
     def create(self, directory: str, files: Mapping[str, bytes]) -> None:
         """Create a directory with files, of which readers see none before the last.

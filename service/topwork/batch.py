@@ -18,7 +18,6 @@ from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.location import absolute, to_location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.client.images import ImageLike, check_several
@@ -30,6 +29,7 @@ from topwork.inputs.kinds import AUDIO, TEXT
 from topwork.local import AHEAD, EmbeddedInput, Model
 from topwork.opened_models import ModelKey, open_once
 from topwork.serving.classifier import DEFAULT_TOP_K
+from topwork.storage.location import absolute, to_location
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """Files in buckets of object stores by URL: found by pattern, read one by one, written whole.
 
 Both command lines read inputs and write results with it. obstore is imported at the first URL;
-repositories in buckets have a storage of their own, ``topwork.bundle.storage``.
+repositories in buckets have a storage of their own, ``topwork.storage``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BucketFile:
 
     def read(self, *, most_bytes: int) -> bytes:
         """Return the content. Raises ImageError if it is too large, or cannot be read."""
-        from topwork.bundle.storage.objects import Missing
+        from topwork.storage.bucket.objects import Missing
 
         content, size = b"", self.size
         if size <= most_bytes:
@@ -183,7 +183,7 @@ def read_object(objects: Bucket, name: str) -> bytes:
 
 def _upload(objects: Bucket, name: str, content: bytes) -> None:
     """Write an object; a store that does not answer is asked again for UPLOAD_SECONDS."""
-    from topwork.bundle.storage.objects import Unanswered
+    from topwork.storage.bucket.objects import Unanswered
 
     end = time.monotonic() + UPLOAD_SECONDS
     while True:
@@ -199,8 +199,8 @@ def _upload(objects: Bucket, name: str, content: bytes) -> None:
 
 def _check_write(objects: Bucket, name: str) -> None:
     """Raise OSError if an object cannot be written, by a request whose condition never holds."""
-    from topwork.bundle.storage.objects import Conflict, Missing
-    from topwork.bundle.storage.storage import Tag
+    from topwork.storage.bucket.objects import Conflict, Missing
+    from topwork.storage.storage import Tag
 
     probe = f"{name}.{uuid.uuid4().hex}"
     try:
@@ -213,7 +213,7 @@ def _check_write(objects: Bucket, name: str) -> None:
 @contextmanager
 def plain_errors(field: str) -> Iterator[None]:
     """Raise InvalidInput for the OSError of a bucket, whose text is a sentence."""
-    from topwork.bundle.storage.objects import Missing
+    from topwork.storage.bucket.objects import Missing
 
     try:
         yield

@@ -8,10 +8,10 @@ import obstore
 from obstore import exceptions
 from obstore.store import from_url
 
-from topwork.bundle.storage.objects import BULK_CLIENT, CLIENT, RETRY, Conflict, Objects, Unanswered
-from topwork.bundle.storage.storage import ABSENT
 from topwork.errors import InvalidInput
 from topwork.printable import printable
+from topwork.storage.bucket.objects import BULK_CLIENT, CLIENT, RETRY, Conflict, Objects, Unanswered
+from topwork.storage.storage import ABSENT
 
 
 class Bucket(Objects):

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from topwork.bundle.location import CACHE_GIGABYTES, Location, ObjectCache
 from topwork.errors import InvalidInput
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.runtime.cores import available_cores
 from topwork.runtime.process import Priority
 from topwork.runtime.providers import Provider
 from topwork.runtime.relay import Format
+from topwork.storage.location import CACHE_GIGABYTES, Location, ObjectCache
 
 if TYPE_CHECKING:
     from topwork.bundle.signing.signatures import SigningFiles

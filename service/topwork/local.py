@@ -12,7 +12,6 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle.location import to_location
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
@@ -35,6 +34,7 @@ from topwork.serving.explanation.explainer import DEFAULT_NEIGHBOURS
 from topwork.serving.explanation.local import LocalExplainer
 from topwork.serving.head import HeadLoader, LoadedHead
 from topwork.serving.request_batch import Scores
+from topwork.storage.location import to_location
 from topwork.training.backbone_session import UsedBackbone, open_backbone_session
 
 _LOG = logging.getLogger(__name__)

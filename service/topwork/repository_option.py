@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from topwork.bundle.location import Location, is_bucket
+from topwork.storage.location import Location, is_bucket
 
 C = TypeVar("C", bound=Callable[..., Any])
 

@@ -30,9 +30,9 @@ from support.servers import Running
 
 from topwork import CallFailed, Client
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.location import Location, ObjectCache
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
+from topwork.storage.location import Location, ObjectCache
 
 
 @click.command(context_settings={"show_default": True})

@@ -209,11 +209,11 @@ def solves(sizes: Sequence[int]) -> Iterator[Row]:
 def prepare(exemplars: int, classes: int, work: Path) -> Row:
     """Publish a model of all classes except the last; store the last class's shard."""
     from topwork.bundle.exemplars import shard_of
-    from topwork.bundle.files import sha256
     from topwork.bundle.manifest import BackboneInfo
     from topwork.inputs.preprocess import PreprocessSpec
     from topwork.learning.learn import learn
     from topwork.report.content import Making
+    from topwork.storage.files import sha256
     from topwork.training.publish import publish
 
     made = synthetic(exemplars, classes)[0]

@@ -11,7 +11,6 @@ import numpy as np
 from fuzz import sandbox
 from topwork.bundle import examples, exemplars
 from topwork.bundle.documents import from_json, to_json
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import (
     SCHEMA,
     BackboneInfo,
@@ -22,12 +21,13 @@ from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.shards import open_shard
 from topwork.bundle.signing.signatures import Signatures
-from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt, NotReady
 from topwork.rpc.convert.examples import to_example
 from topwork.rpc.convert.revisions import PublishedRevision, StoredModel, to_model
 from topwork.serving.examples import ExampleFilter, Pattern, select
+from topwork.storage.file_storage import FileStorage
+from topwork.storage.files import sha256
 
 KINDS = (Manifest, BackboneInfo, Metrics, ServingState, Signatures)
 """Types of documents; the first byte of an input is an index."""

@@ -170,7 +170,7 @@ def test_texts_and_embeddings_of_a_bucket(bucket: Bucket, tmp_path: Path) -> Non
 
 def test_objects_are_read_once_in_turn(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not more than AHEAD are read before the first answer, and each once."""
-    from topwork.bundle.storage.objects import Objects
+    from topwork.storage.bucket.objects import Objects
 
     count = image_rows.AHEAD * 3
     for number in range(count):

@@ -13,12 +13,12 @@ from support.object_stores import S3Server
 from support.pictures import COLOURS, pictures
 
 from topwork import CallFailed, Client
-from topwork.bundle.location import ObjectCache
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.local import open_model
+from topwork.storage.location import ObjectCache
 
 LABELS = ("amber", "blue", "crimson")
 REQUEST = "6f1c2a52-0d5e-4b43-8f0e-7d0f3f0f4e11"

@@ -22,11 +22,11 @@ from support.pictures import pictures
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.opening import open_repository
-from topwork.bundle.storage.buckets import open_bucket
-from topwork.bundle.storage.object_facts import Facts
-from topwork.bundle.storage.objects import Objects
-from topwork.bundle.storage.storage import ForeignName, Storage
 from topwork.errors import Corrupt, InvalidInput
+from topwork.storage.bucket.facts import Facts
+from topwork.storage.bucket.objects import Objects
+from topwork.storage.bucket.opening import open_bucket
+from topwork.storage.storage import ForeignName, Storage
 
 KEY = "models/colours/serving.json"
 
@@ -68,7 +68,7 @@ def test_reader_needs_no_permission_to_write(seaweedfs: S3Server, tmp_path: Path
     environment = seaweedfs.environment(object_stores.READER)
     reader = opened(url, environment, tmp_path / "r")
     assert reader.read(KEY) == b"1"
-    assert set(reader.stamps(["serving.json"], ())) == {"colours"}
+    assert set(reader.stamps(["serving.json"])) == {"colours"}
     assert abs(reader.now() - time.time()) < 5
     for write in (
         lambda: opened(url, environment, tmp_path, writes=True),
@@ -132,7 +132,7 @@ def test_missing_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['obstore'] = None\n"
         "from pathlib import Path\n"
-        "from topwork.bundle.storage.buckets import open_bucket\n"
+        "from topwork.storage.bucket.opening import open_bucket\n"
         f"open_bucket('s3://b/p', cache_directory=Path({str(tmp_path)!r}), cache_bytes=1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -165,7 +165,7 @@ def test_foreign_object_without_a_path_is_named(
     assert storage.directories("models/colours") == ["1", "folder", "review"]
     assert storage.files("models/colours/folder") == {}
     storage.create("models/colours/2", {"manifest.json": b"{}"})
-    assert set(storage.stamps(["serving.json"], ())) == {"colours"}
+    assert set(storage.stamps(["serving.json"])) == {"colours"}
     failing: list[Callable[[], object]] = [
         lambda: storage.files("models/colours/review"),
         storage.abandoned,

@@ -22,17 +22,17 @@ from support.pictures import pictures
 
 from topwork import Client
 from topwork.bundle.candidates import CandidateStore
-from topwork.bundle.location import to_location
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.copying import Copied, copy
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing import keys, revisions
-from topwork.bundle.storage.objects import Objects
 from topwork.bundle.store import Repository
 from topwork.cli.copy_repository import copy_repository as command
 from topwork.errors import AlreadyExists, InvalidInput, NotFound
 from topwork.local import open_model
+from topwork.storage.bucket.objects import Objects
+from topwork.storage.location import to_location
 
 RELEASES = sorted(path.parent.name for path in golden.ROOT.glob("*/left.tar.xz"))
 
@@ -247,7 +247,7 @@ def test_killed_command_is_resumed(source: Repository, tmp_path: Path, place: st
     target = tmp_path / "target"
     script = (
         "import os, signal, sys\n"
-        "from topwork.bundle.storage.file_storage import FileStorage\n"
+        "from topwork.storage.file_storage import FileStorage\n"
         "def dying(real):\n"
         "    def called(self, key, *arguments, **options):\n"
         "        result = real(self, key, *arguments, **options)\n"

@@ -18,12 +18,12 @@ from support.servers import failure
 from support.stored import grow_old, image, put_backbone, put_shard
 
 from topwork import Client, result
-from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, note_database, prepare
 from topwork.cli.maintain import fsck, gc
 from topwork.errors import InvalidInput
+from topwork.storage.files import sha256
 from topwork.v1 import change_pb2 as change_pb
 from topwork.v1 import model_service_pb2_grpc as model_grpc
 

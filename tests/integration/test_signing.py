@@ -16,9 +16,9 @@ from topwork import Client, result
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.keys import read_signing_key
-from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import Repository
 from topwork.cli import main
+from topwork.storage.file_storage import FileStorage
 
 VIOLETS = [(f"violet-{n}.png", content) for n, content in enumerate(pictures("violet", 12))]
 

@@ -17,10 +17,10 @@ import pytest
 from support.flocks import Flocks
 from support.object_stores import S3Server
 
-from topwork.bundle.storage.file_storage import FileStorage
-from topwork.bundle.storage.object_clock import Clock
-from topwork.bundle.storage.storage import ABSENT, HIDDEN, Storage
 from topwork.errors import Corrupt, Stale
+from topwork.storage.bucket.clock import Clock
+from topwork.storage.file_storage import FileStorage
+from topwork.storage.storage import ABSENT, HIDDEN, Storage
 
 KINDS = ("file", "memory", "seaweedfs", "moto")
 DOCUMENTS = ("serving.json", "draft.json")
@@ -41,7 +41,7 @@ class Place:
         """Open it, as a process of the host with this cache would."""
         if self.kind == "file":
             return FileStorage(self.directory / "root")
-        from topwork.bundle.storage.buckets import open_bucket
+        from topwork.storage.bucket.opening import open_bucket
 
         with mock.patch.dict("os.environ", self.environment):
             return open_bucket(
@@ -303,7 +303,7 @@ def test_hide_and_unhide(storage: Storage) -> None:
     assert storage.entry("models/colours") is None
     assert storage.directories("models/colours") == []
     assert storage.files("models/colours") == {}
-    assert storage.stamps(DOCUMENTS, ()) == {}
+    assert storage.stamps(DOCUMENTS) == {}
     with pytest.raises(FileNotFoundError), storage.locked("models/colours"):
         pass
     entry = storage.entry(hidden)
@@ -336,22 +336,22 @@ def test_stamps_change_with_the_documents(place: Place) -> None:
     writer, reader = place.open(), place.open(cache="other")
     make_model(writer, "a")
     writer.create("models/b", {"draft.json": b"draft"})
-    first = reader.stamps(DOCUMENTS, ())
+    first = reader.stamps(DOCUMENTS)
     assert set(first) == {"a", "b"}
     assert None not in first.values()
-    assert reader.stamps(DOCUMENTS, ()) == first
+    assert reader.stamps(DOCUMENTS) == first
     writer.write("models/a/serving.json", b"2")
-    second = reader.stamps(DOCUMENTS, ())
+    second = reader.stamps(DOCUMENTS)
     assert second["a"] != first["a"]
     assert second["b"] == first["b"]
     writer.write("models/b/serving.json", b"1")
-    assert reader.stamps(DOCUMENTS, (), only="b")["b"] != first["b"]
+    assert reader.stamps(DOCUMENTS, only="b")["b"] != first["b"]
     assert reader.read("models/a/serving.json") == b"2"
     writer.hide("models/a")
-    assert set(reader.stamps(DOCUMENTS, ())) == {"b"}
+    assert set(reader.stamps(DOCUMENTS)) == {"b"}
     writer.unhide("models/a")
-    assert reader.stamps(DOCUMENTS, ())["a"] == second["a"]
-    assert reader.stamps(["review.json"], ()) == {}
+    assert reader.stamps(DOCUMENTS)["a"] == second["a"]
+    assert reader.stamps(["review.json"]) == {}
 
 
 def test_read_sees_the_newest_document(place: Place) -> None:
@@ -585,7 +585,7 @@ def test_foreign_files_harm_nothing(objects: Place) -> None:
     ):
         storage._objects.put(name, b"foreign")  # type: ignore[attr-defined]
     assert storage.directories("models") == ["colours"]
-    assert set(storage.stamps(DOCUMENTS, ())) == {"colours"}
+    assert set(storage.stamps(DOCUMENTS)) == {"colours"}
     storage.put_blob(f"images/{SHA}", b"image")
     assert set(storage.refreshed("images")) == {SHA}
     assert not storage.exists("models/x")
@@ -601,4 +601,4 @@ def test_more_than_a_page_of_models(objects: Place) -> None:
     store.parallel(lambda model: store.put(f"pointers/{model}/made", b""), models)
     store.parallel(lambda model: store.put(f"pointers/{model}/serving.json", b"1"), models)
     assert storage.directories("models") == models
-    assert sorted(storage.stamps(DOCUMENTS, ())) == models
+    assert sorted(storage.stamps(DOCUMENTS)) == models

@@ -17,10 +17,10 @@ from support import faulty_proxy
 from support.faulty_proxy import CUT_AFTER, CUT_BEFORE, LOST_503, STALE, Fault, Proxy, Request
 from support.object_stores import S3Server
 
-from topwork.bundle.storage import objects
-from topwork.bundle.storage.buckets import open_bucket
-from topwork.bundle.storage.storage import ABSENT, Storage
 from topwork.errors import Stale
+from topwork.storage.bucket import objects
+from topwork.storage.bucket.opening import open_bucket
+from topwork.storage.storage import ABSENT, Storage
 
 KEY = "models/colours/serving.json"
 DOCUMENTS = ("serving.json", "draft.json")
@@ -31,7 +31,7 @@ LISTINGS: dict[str, Callable[[Storage], object]] = {
     "entry": lambda storage: storage.entry("models/colours"),
     "refreshed": lambda storage: storage.refreshed("images"),
     "sizes": lambda storage: storage.sizes([KEY]),
-    "stamps": lambda storage: storage.stamps(DOCUMENTS, (), only="colours"),
+    "stamps": lambda storage: storage.stamps(DOCUMENTS, only="colours"),
 }
 FAULTS = (409, 412, 503, CUT_BEFORE, CUT_AFTER, LOST_503, 0.05)
 
@@ -102,7 +102,7 @@ def test_store_without_answer_is_an_error_within_seconds(
     calls: list[Callable[[], object]] = [
         lambda: storages[0].read(KEY),
         lambda: storages[0].write(KEY, b"[1]"),
-        lambda: storages[0].stamps(DOCUMENTS, ()),
+        lambda: storages[0].stamps(DOCUMENTS),
     ]
 
     def seconds(number: int) -> float:
@@ -222,7 +222,7 @@ def test_racing_creators_with_faults_make_one_whole_directory(
 def test_stale_listings_lose_nothing(storages: list[Storage], proxy: Proxy) -> None:
     """Listings from before are not believed by writers, and readers follow when they are newer."""
     reader, writer = storages
-    first = reader.stamps(DOCUMENTS, ())
+    first = reader.stamps(DOCUMENTS)
     writer.directories("models/colours")
     proxy.rule = lambda request: STALE if "list-type=2" in request.target else None
     writer.create("models/colours/1", {"head.onnx": b"1", "manifest.json": b"first"})
@@ -233,7 +233,7 @@ def test_stale_listings_lose_nothing(storages: list[Storage], proxy: Proxy) -> N
     with pytest.raises(Stale):
         writer.write(KEY, b"[2]", expected=ABSENT)
     assert reader.read(KEY) == b"[1]"
-    assert reader.stamps(DOCUMENTS, ()) == first
+    assert reader.stamps(DOCUMENTS) == first
     proxy.rule = lambda _request: None
     writer.write(KEY, b"[3]")
-    assert reader.stamps(DOCUMENTS, ()) != first
+    assert reader.stamps(DOCUMENTS) != first

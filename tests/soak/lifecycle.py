@@ -14,10 +14,10 @@ from soak.ledger import Change, Ledger
 from soak.pool import Pool
 from soak.supervisor import RETRYABLE, Supervisor
 from topwork import CallFailed, Client
-from topwork.bundle.files import sha256
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.store import Repository
 from topwork.learning.learn import learn
+from topwork.storage.files import sha256
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 from support import object_stores, postgres
 from support.object_stores import S3Server
 
-from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY
-from topwork.bundle.location import Location, ObjectCache
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
+from topwork.storage.files import ABANDONED_AFTER, TEMPORARY
+from topwork.storage.location import Location, ObjectCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,8 +46,8 @@ _OPERATIONS = "topwork.changes.operations"
 _QUEUE = "topwork.changes.queue"
 _LIFECYCLE = "topwork.changes.lifecycle"
 _REGISTRY = "topwork.serving.registry:Registry"
-_WRITTEN = "topwork.bundle.files:_write_synced"
-_PUT = "topwork.bundle.storage.objects:Objects.put"
+_WRITTEN = "topwork.storage.files:_write_synced"
+_PUT = "topwork.storage.bucket.objects:Objects.put"
 
 STEPS = (
     # Server, in the order of start, accepting a change, and serving its revision.

@@ -16,13 +16,13 @@ from soak.pool import MODELS, Pairs, Pool
 from soak.supervisor import Supervisor
 from topwork import CallFailed, Client, result
 from topwork.bundle.exemplars import data_digest
-from topwork.bundle.files import sha256
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.store import Repository
 from topwork.learning.learn import learn
 from topwork.serving.head import HeadLoader
+from topwork.storage.files import sha256
 from topwork.wire.status import reason
 
 FAILURES = {

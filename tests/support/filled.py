@@ -15,12 +15,12 @@ from topwork.bundle.draft import Draft
 from topwork.bundle.evaluation import EvaluationResult
 from topwork.bundle.evaluation_sets import EmbeddedSet, EvaluationSet, EvaluationSets
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.files import sha256
 from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.spaces import put_space
-from topwork.bundle.storage.storage import HIDDEN, Storage
 from topwork.bundle.store import Repository
 from topwork.inputs.embeddings import EmbeddingSpec
+from topwork.storage.files import sha256
+from topwork.storage.storage import HIDDEN, Storage
 from topwork.training.evaluation_sets import set_images
 
 LABELS = ("amber", "blue", "green")

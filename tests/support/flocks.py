@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from topwork.bundle import files
-from topwork.bundle.storage.locks import Lease
+from topwork.storage import files
+from topwork.storage.locks import Lease
 
 
 class Flocks:

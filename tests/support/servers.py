@@ -26,11 +26,11 @@ from google.rpc import error_details_pb2
 from support.deaths import DEATHS, arrange
 from support.forks import ForkedProcess
 from topwork import CallFailed
-from topwork.bundle.location import Location, to_location
 from topwork.client import calls
 from topwork.config import ServeConfig
 from topwork.limits import DEFAULT_LIMITS, ServerLimits
 from topwork.runtime import logs, process
+from topwork.storage.location import Location, to_location
 
 if TYPE_CHECKING:
     from support.certificates import Pem

@@ -16,11 +16,11 @@ from support import tiny
 from topwork.bundle.comparison import Rejection
 from topwork.bundle.examples import index_of_shards
 from topwork.bundle.exemplars import make, shard_of
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import ChosenHead, Manifest, ShardRef
 from topwork.bundle.metrics import evaluate
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
+from topwork.storage.files import sha256
 
 METRICS = evaluate(np.arange(4) % 2, np.eye(2)[np.arange(4) % 2], ("a", "b"), folds=5)
 

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from support.pictures import pictures
 from topwork.bundle.exemplars import Exemplars, split
 from topwork.bundle.features import make
-from topwork.bundle.files import sha256
 from topwork.bundle.head import Head, Scorer
 from topwork.bundle.head_graph import to_onnx
 from topwork.bundle.manifest import BackboneInfo, Manifest
@@ -30,6 +29,7 @@ from topwork.learning.learn import learn
 from topwork.report.content import Making
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
+from topwork.storage.files import sha256
 from topwork.training.embed import embed
 from topwork.training.publish import publish as publish_learned
 

@@ -17,8 +17,8 @@ from obstore.store import MemoryStore
 import topwork
 from topwork import bucket_files
 from topwork.bucket_files import find, is_bucket_url, new_object
-from topwork.bundle.storage.objects import Objects, Unanswered
 from topwork.errors import ImageError, InvalidInput
+from topwork.storage.bucket.objects import Objects, Unanswered
 
 NAMES = [
     "photos/a.jpg", "photos/b.png", "photos/b1.png", "photos/.hidden.jpg", "photos/deep/a.jpg",

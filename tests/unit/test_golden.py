@@ -11,9 +11,9 @@ from support import golden
 
 import topwork
 from topwork.bundle.documents import from_json, from_toml, to_json
-from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import read_manifest
 from topwork.errors import Corrupt
+from topwork.storage.file_storage import FileStorage
 
 KINDS = {kind.__name__: kind for kind in golden.kinds()}
 FILES = sorted(golden.ROOT.glob("*/*.json"))

@@ -19,7 +19,6 @@ import topwork
 import topwork_trainer
 from topwork.bundle import examples, shards
 from topwork.bundle.documents import from_json
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.serving import ServingState
@@ -31,6 +30,7 @@ from topwork.inputs.image import preprocess
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.runtime.backend import open_session
 from topwork.serving.head import HeadLoader
+from topwork.storage.files import sha256
 
 ARRAYS = [*shards._DTYPES, *examples._DTYPES]
 MARK = Path(tempfile.gettempdir(), f"topwork-unpickled-{os.getpid()}")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.findings import Finding, Severity
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.recipe import Recipe
 from topwork.errors import InvalidInput
@@ -20,6 +19,7 @@ from topwork.learning.audit import audit_exemplars
 from topwork.learning.learn import Judged, learn
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.cores import available_cores
+from topwork.storage.location import Location
 from topwork_trainer import backbones
 from topwork_trainer.audit_findings import too_few_images, usable_images
 from topwork_trainer.audit_inputs import audit_inputs

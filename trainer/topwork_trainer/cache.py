@@ -17,13 +17,13 @@ from typing import Self
 import numpy as np
 import PIL
 
-from topwork.bundle.files import locked
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.audio import AudioSpec
 from topwork.inputs.spec import InputSpec
 from topwork.inputs.text import TextSpec
 from topwork.inputs.thumbnail import SIDE
 from topwork.runtime.backend import software_versions
+from topwork.storage.files import locked
 from topwork.training.embed import Cache, EmbeddedRow
 from topwork_trainer.backbones.stamp import spec_facts
 

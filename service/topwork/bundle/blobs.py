@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
 from topwork.bundle.exemplars import Exemplars, merge, shard_of
 from topwork.bundle.manifest import BackboneInfo, BackboneNames, ShardRef
 from topwork.bundle.shards import Shard, open_shard, to_bytes
-from topwork.bundle.storage.file_storage import FileStorage
-from topwork.bundle.storage.storage import ABSENT, Entry, Storage, Tag
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput
+from topwork.storage import files
+from topwork.storage.file_storage import FileStorage
+from topwork.storage.storage import ABSENT, Entry, Storage, Tag
 
 T = TypeVar("T")
 

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from topwork.bundle import npz
 from topwork.bundle.documents import document, from_json, to_json
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import Digest
 from topwork.bundle.model_directories import ModelDirectories
 from topwork.bundle.numbers import Number
-from topwork.bundle.storage.storage import Entry, Storage
 from topwork.errors import Corrupt, NotFound
+from topwork.storage.files import sha256
+from topwork.storage.storage import Entry, Storage
 
 DIRECTORY = "review"
 

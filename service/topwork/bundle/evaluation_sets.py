@@ -21,9 +21,9 @@ from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.evaluation import EvaluationResult
 from topwork.bundle.manifest import Digest, ShardRef
 from topwork.bundle.names import is_model
-from topwork.bundle.storage.storage import Storage, Tag
 from topwork.bundle.store import Repository
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
+from topwork.storage.storage import Storage, Tag
 
 DIRECTORY = "evaluations"
 """Name of the directory of a model's evaluation sets, in the directory of the model."""

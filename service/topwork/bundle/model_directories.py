@@ -7,7 +7,7 @@ serves or changes it, one rename deletes or undeletes it, and ``gc`` retains wha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,8 +20,8 @@ from topwork.bundle.names import check_model, is_model
 from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.storage.storage import HIDDEN, Storage, Tag
 from topwork.errors import AlreadyExists, NotFound, QuotaExceeded
+from topwork.storage.storage import HIDDEN, Storage, Tag
 
 MODELS = "models"
 """Key of the directory of all models."""
@@ -41,6 +41,17 @@ class ModelDirectories(BlobStore):
     def model_names(self) -> list[str]:
         """Return the sorted names of all models, also of those that do not serve yet."""
         return [name for name in self.storage.directories(MODELS) if is_model(name)]
+
+    def stamps(
+        self, names: Sequence[str], known: Container[str] = (), *, only: str | None = None
+    ) -> dict[str, Hashable | None]:
+        """Return the stamps of models' documents; see ``Storage.stamps``.
+
+        Names that are not in ``known`` are left out if they are no valid names of models, such as a
+        manual copy.
+        """
+        stamps = self.storage.stamps(names, only=only)
+        return {name: stamp for name, stamp in stamps.items() if name in known or is_model(name)}
 
     def serving_key(self, model: str) -> str:
         """Return the key of serving.json."""

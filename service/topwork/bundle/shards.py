@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.bundle import npz
-from topwork.bundle.files import open_file, short_path
 from topwork.bundle.groups import GROUP_BYTES
 from topwork.errors import Corrupt
 from topwork.printable import encodable
+from topwork.storage.files import open_file, short_path
 
 _DTYPES = {
     "embeddings": "<f4",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from topwork.bundle.blobs import BlobStore
 from topwork.bundle.documents import to_json
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.inputs.embeddings import EmbeddingSpec
+from topwork.storage.files import sha256
 
 
 def put_space(store: BlobStore, spec: EmbeddingSpec) -> BackboneInfo:

@@ -24,11 +24,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from topwork.bundle import examples, files
+from topwork.bundle import examples
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
 from topwork.bundle.examples import ExampleIndex
-from topwork.bundle.files import Absent
 from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.model_directories import MODELS, ModelDirectories
@@ -36,8 +35,10 @@ from topwork.bundle.names import check_model
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing import signatures
-from topwork.bundle.storage.storage import ABSENT, Storage, Tag
 from topwork.errors import Corrupt, NotFound
+from topwork.storage import files
+from topwork.storage.files import Absent
+from topwork.storage.storage import ABSENT, Storage, Tag
 
 MANIFEST = "manifest.json"
 """File name, in the directory of a revision: the last file that is written."""
@@ -54,7 +55,7 @@ class Repository(ModelDirectories):
         Ignores directories without a valid model name, such as a manual copy.
         """
         with contextlib.suppress(FileNotFoundError):
-            return sorted(self.storage.stamps([SERVING], ()))
+            return sorted(self.stamps([SERVING]))
         return []
 
     def revisions(self, model: str) -> list[int]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus, error
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from topwork.bundle import files
-from topwork.bundle.location import Location
-from topwork.bundle.storage.file_storage import FileStorage
-from topwork.bundle.storage.storage import Storage
 from topwork.changes import rows
 from topwork.errors import InvalidInput, Unavailable
+from topwork.storage import files
+from topwork.storage.file_storage import FileStorage
+from topwork.storage.location import Location
+from topwork.storage.storage import Storage
 
 APPLICATION = "topwork"
 

@@ -18,13 +18,13 @@ import structlog
 from dbos import DBOSClient, error
 from sqlalchemy.exc import SQLAlchemyError
 
-from topwork.bundle.location import Location
 from topwork.bundle.names import check_model
-from topwork.bundle.storage.database_locks import locks_of
-from topwork.bundle.storage.file_locks import FileLocks
-from topwork.bundle.storage.locks import Lease, Locks
 from topwork.changes.database import CHANGE, QUEUE
 from topwork.errors import InvalidInput
+from topwork.storage.database_locks import locks_of
+from topwork.storage.file_locks import FileLocks
+from topwork.storage.location import Location
+from topwork.storage.locks import Lease, Locks
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import structlog
 
-from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Draft, not_ready
 from topwork.bundle.manifest import BackboneInfo, Manifest, check_may_serve
@@ -20,10 +19,11 @@ from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.signing.signatures import FILE as SIGNATURE
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.spaces import put_space
-from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import MANIFEST, Repository, revision_key
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady, Unavailable
 from topwork.inputs.embeddings import EmbeddingSpec
+from topwork.storage import files
+from topwork.storage.storage import Storage
 
 log = structlog.get_logger(__name__)
 

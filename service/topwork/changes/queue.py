@@ -12,11 +12,11 @@ import structlog
 from dbos import DBOSClient, WorkflowStatus, error
 
 from topwork.bundle.documents import to_data
-from topwork.bundle.storage.storage import Storage
 from topwork.changes import rows
 from topwork.changes.database import CHANGE, QUEUE, available, connect, note_database
 from topwork.changes.jobs import Job
 from topwork.errors import Unavailable
+from topwork.storage.storage import Storage
 
 log = structlog.get_logger(__name__)
 

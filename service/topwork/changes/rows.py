@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 from dbos import WorkflowStatus
 
 from topwork.bundle.documents import document, from_data
-from topwork.bundle.files import sha256
 from topwork.bundle.numbers import Number
 from topwork.changes.jobs import (
     ChangeKind,
@@ -26,6 +25,7 @@ from topwork.changes.jobs import (
 )
 from topwork.changes.kinds import named_labels
 from topwork.errors import AlreadyExists, Corrupt
+from topwork.storage.files import sha256
 
 UNFINISHED = ("ENQUEUED", "DELAYED", "PENDING")
 FINISHED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")

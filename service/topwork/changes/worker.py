@@ -21,8 +21,6 @@ from dbos import DBOS, DBOSPortableJSONSerializer, error
 from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
-from topwork.bundle.storage.locks import LockLost
-from topwork.bundle.storage.storage import ForeignName, Unreachable
 from topwork.changes import database
 from topwork.changes.executors import Leases, Takeover, claim, lock_model
 from topwork.changes.jobs import (
@@ -42,6 +40,8 @@ from topwork.config import WorkerConfig
 from topwork.errors import Corrupt, TopworkError, Unavailable
 from topwork.runtime import logs, process
 from topwork.runtime.supervisor import GAVE_UP
+from topwork.storage.locks import LockLost
+from topwork.storage.storage import ForeignName, Unreachable
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,6 @@ import sys
 import click
 
 from topwork import tables
-from topwork.bundle.location import Location, bucket_key
 from topwork.bundle.maintenance.copy_blobs import COPIED
 from topwork.bundle.maintenance.copying import Copied, copy
 from topwork.bundle.opening import open_repository
@@ -22,6 +21,7 @@ from topwork.cli.maintain import (
 from topwork.cli.options import json_output
 from topwork.errors import InvalidInput
 from topwork.repository_option import RepositoryType, database_option
+from topwork.storage.location import Location, bucket_key
 
 
 @click.command()

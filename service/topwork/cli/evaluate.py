@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 
 from topwork import tables
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli import evaluate_set, evaluation_sources, show_evaluation, show_result
@@ -42,6 +41,7 @@ from topwork.printable import file_name, printable
 from topwork.report.evaluation import Evaluated, render_evaluation
 from topwork.report.formatting import several
 from topwork.repository_option import repository_option
+from topwork.storage.location import Location
 from topwork.terminal import LocalPath
 
 Question = Sequence[int]

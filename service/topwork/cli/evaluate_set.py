@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import click
 
 from topwork import Client, LabelledImage
-from topwork.bundle import files
 from topwork.bundle.evaluation_sets import (
     EmbeddedSet,
     EvaluationSet,
@@ -28,6 +27,7 @@ from topwork.inputs.data.photos import Photo
 from topwork.local import open_backbone
 from topwork.rpc.convert.evaluations import to_evaluation
 from topwork.runtime.cores import available_cores
+from topwork.storage import files
 from topwork.training.evaluation_sets import SetJudge, Subject, set_images
 from topwork.v1 import evaluation_pb2 as evaluation_pb
 

@@ -11,7 +11,6 @@ import click
 
 from topwork import tables
 from topwork.bundle.evaluation_sets import EvaluationSets
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.cli import show_result
@@ -19,6 +18,7 @@ from topwork.cli.options import ServerOptions, connected, json_output, server_op
 from topwork.command_group import example
 from topwork.repository_option import repository_option
 from topwork.rpc.convert.evaluations import to_evaluation, to_evaluation_set
+from topwork.storage.location import Location
 from topwork.v1 import evaluation_pb2 as evaluation_pb
 
 model_argument = click.argument("model")

@@ -11,7 +11,6 @@ import numpy as np
 
 import topwork
 from topwork import Audio, Embedding, ExplainResult, Text, tables
-from topwork.bundle.location import Location
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.input_files import list_inputs
 from topwork.cli.options import (
@@ -37,6 +36,7 @@ from topwork.report.explanation import (
     shown_text,
 )
 from topwork.repository_option import repository_option
+from topwork.storage.location import Location
 from topwork.terminal import LocalPath
 
 _STRENGTH = " .:-=+*#@"

@@ -9,8 +9,6 @@ from typing import Any, get_args
 
 import click
 
-from topwork.bundle import files
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
@@ -20,6 +18,8 @@ from topwork.export.model import Precision
 from topwork.export.model import export as export_model
 from topwork.printable import file_name
 from topwork.repository_option import repository_option
+from topwork.storage import files
+from topwork.storage.location import Location
 
 
 @click.command()

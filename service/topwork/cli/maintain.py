@@ -15,18 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from topwork import tables
 from topwork.bundle.blobs import KINDS
-from topwork.bundle.location import Location
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.maintenance.garbage import REMOVABLE, Collected, collect
 from topwork.bundle.opening import open_repository
 from topwork.bundle.signing.signatures import SigningFiles
-from topwork.bundle.storage.file_storage import FileStorage
-from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository
 from topwork.cli.addresses import check_url
 from topwork.cli.options import json_output, require_signed_option, trusted_keys_option
 from topwork.errors import InvalidInput
 from topwork.repository_option import RepositoryType
+from topwork.storage.file_storage import FileStorage
+from topwork.storage.location import Location
+from topwork.storage.storage import Storage
 from topwork.terminal import Console
 
 repository_argument = click.argument("repository", type=RepositoryType(exists=True))

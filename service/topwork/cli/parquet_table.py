@@ -15,12 +15,12 @@ import click
 
 from topwork import Audio, Embedding, StreamResult, Text
 from topwork.bucket_files import new_object
-from topwork.bundle.files import new_file
 from topwork.cli.image_rows import Classify, answered, interrupts, photo_bar
 from topwork.cli.input_files import Inputs
 from topwork.cli.input_kinds import Item
 from topwork.client.inputs import Content
 from topwork.errors import InvalidInput
+from topwork.storage.files import new_file
 from topwork.terminal import PathOrURL
 
 GROUP_ROWS = 10_000

@@ -9,13 +9,13 @@ import click
 
 import topwork
 from topwork import StreamResult
-from topwork.bundle.location import Location
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.image_rows import classify_inputs, given_inputs, image_arguments
 from topwork.cli.options import require_signed_option, trusted_keys_option
 from topwork.cli.parquet_table import out_option, write_table
 from topwork.client.inputs import Content
 from topwork.repository_option import repository_option
+from topwork.storage.location import Location
 
 
 @click.command()

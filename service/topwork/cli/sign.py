@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from topwork.bundle.location import Location
 from topwork.bundle.signing import keys, revisions
 from topwork.bundle.signing.signatures import SigningFiles
 from topwork.cli.maintain import existing_repository, repository_argument
 from topwork.cli.options import json_output, readable_file, trusted_keys_option
 from topwork.repository_option import database_option
+from topwork.storage.location import Location
 
 
 @click.command()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from topwork.bundle.files import write_file
 from topwork.errors import InvalidInput
 from topwork.export.model import Portable
+from topwork.storage.files import write_file
 
 VERSION = "1.30.0"
 """Version of onnxruntime-web that the page was tested with."""

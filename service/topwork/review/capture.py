@@ -144,7 +144,7 @@ class Capture:
         with self._lock:
             stamps: dict[str, Hashable | None] = {}
             with contextlib.suppress(FileNotFoundError):  # there is no model yet
-                stamps = self._repository.storage.stamps([FILE], self._stamps, only=model)
+                stamps = self._repository.stamps([FILE], self._stamps, only=model)
             for name in (self._stamps.keys() if model is None else {model}) - stamps.keys():
                 self._forget(name)
             for name, stamp in stamps.items():

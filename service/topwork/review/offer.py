@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle import files
 from topwork.bundle.candidates import Candidate, CandidateReason, CandidateRecord
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.review_policy import ReviewPolicy
 from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import SIDE
 from topwork.limits import InputLimits
+from topwork.storage import files
 
 FAR = 0.5
 """Least unknown probability of a far image: it is more probably unknown than known."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from topwork.bundle.candidates import Candidate, CandidateStore, Listing, start_of_day
-from topwork.bundle.storage.storage import Entry
 from topwork.errors import Corrupt, NotFound
 from topwork.inputs.duplicates import NEAR_DUPLICATE_BITS
 from topwork.review.budget import Kept
+from topwork.storage.storage import Entry
 
 MAX_CANDIDATES = 5_000
 """Raising it lets a model have more candidates, and makes lists of them slower."""

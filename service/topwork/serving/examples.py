@@ -12,13 +12,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.bundle import files
 from topwork.bundle.examples import ExampleIndex, rows_starting_with, rows_with_name
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.shards import open_embeddings, open_previews
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, Unavailable
 from topwork.serving.lru_cache import Key, LruCache
+from topwork.storage import files
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -205,7 +205,7 @@ class Registry:
     def _read_stamps(self, only: str | None) -> dict[str, Hashable | None]:
         start = time.thread_time()
         try:
-            stamps = self._repository.storage.stamps(_POINTERS, self._stamps, only=only)
+            stamps = self._repository.stamps(_POINTERS, self._stamps, only=only)
         except FileNotFoundError:
             if self._stamps:  # the repository is unavailable; a new repository has no directory
                 raise

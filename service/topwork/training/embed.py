@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from topwork.bundle import exemplars
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.groups import GROUP_BYTES, group_id
-from topwork.bundle.storage.storage import Unreachable
 from topwork.bundle.store import Repository
 from topwork.errors import ImageError
 from topwork.in_order import in_order
@@ -23,6 +22,7 @@ from topwork.inputs.kinds import InputKind, kind_of
 from topwork.inputs.spec import InputSpec
 from topwork.inputs.thumbnail import SIDE
 from topwork.limits import DEFAULT_LIMITS, InputLimits
+from topwork.storage.storage import Unreachable
 from topwork.training.backbone_session import EmbeddingSession
 
 S = TypeVar("S", bound=InputSpec)

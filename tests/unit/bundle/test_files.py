@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from topwork.bundle.files import (
+from topwork.errors import Corrupt, NotFound
+from topwork.storage.files import (
     ABANDONED_AFTER,
     TEMPORARY,
     existing,
@@ -23,7 +24,6 @@ from topwork.bundle.files import (
     sweep,
     write_file,
 )
-from topwork.errors import Corrupt, NotFound
 
 
 class PowerCut(BaseException):

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from support import stored
 
-from topwork.bundle import files
 from topwork.bundle.documents import to_json
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.storage import files
 
 OUTSIDE = ["../outside", "..", ".", "/etc", "a/../../outside", "m/1", "", "m\0", "%2e%2e"]
 

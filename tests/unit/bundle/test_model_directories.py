@@ -13,16 +13,16 @@ import pytest
 from support import stored
 from support.signed import new_key, signing
 
-from topwork.bundle import files
 from topwork.bundle.draft import FILE, Draft
 from topwork.bundle.maintenance import garbage
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest, ShardRef
 from topwork.bundle.recipe import Recipe
-from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository, revision_numbers
 from topwork.errors import AlreadyExists, Corrupt, NotFound, QuotaExceeded, TopworkError
+from topwork.storage import files
+from topwork.storage.storage import Storage
 
 
 @pytest.fixture

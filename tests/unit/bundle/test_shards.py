@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from topwork.bundle.files import sha256
 from topwork.bundle.npz import ALIGNMENT
 from topwork.bundle.shards import Shard, open_shard, to_bytes
 from topwork.errors import Corrupt
+from topwork.storage.files import sha256
 
 ARRAYS = ("embeddings", "digests", "fingerprints", "contents", "seen")
 

@@ -23,7 +23,6 @@ from topwork.bundle.blobs import NAMES
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
 from topwork.bundle.exemplars import Exemplars, make, shard_of
-from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import ChosenHead, Manifest
 from topwork.bundle.metrics import Metrics, evaluate
@@ -31,6 +30,7 @@ from topwork.bundle.recipe import Recipe
 from topwork.bundle.shards import to_bytes
 from topwork.bundle.store import Repository
 from topwork.errors import AlreadyExists, Corrupt, InvalidInput, NotFound, NotReady
+from topwork.storage.files import ABANDONED_AFTER, TEMPORARY, sha256
 
 BACKBONE = b"a backbone"
 HEAD = b"a head"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from topwork.bundle.opening import open_storage
-from topwork.bundle.storage.storage import Storage
 from topwork.changes import worker
 from topwork.changes.database import (
     damage,
@@ -22,6 +21,7 @@ from topwork.cli.maintain import _databases
 from topwork.config import ServeConfig, WorkerConfig
 from topwork.errors import InvalidInput
 from topwork.rpc.server import Server
+from topwork.storage.storage import Storage
 
 POSTGRES = "postgresql://me:secret@host/topwork"
 

@@ -16,14 +16,14 @@ from structlog.testing import capture_logs
 from support import postgres
 from support.postgres import Postgres
 
-from topwork.bundle.location import Location
-from topwork.bundle.storage.file_locks import FileLease
-from topwork.bundle.storage.locks import Lease
 from topwork.changes import executors
 from topwork.changes.database import APPLICATION, CHANGE, QUEUE, database_url, prepare
 from topwork.changes.executors import Claim, Leases, Takeover, claim, lock_model
 from topwork.changes.queue import APPLICATION_VERSION
 from topwork.errors import InvalidInput
+from topwork.storage.file_locks import FileLease
+from topwork.storage.location import Location
+from topwork.storage.locks import Lease
 
 PATIENCE = 60.0
 BUCKET = "s3://bucket/prefix"

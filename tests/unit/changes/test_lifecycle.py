@@ -12,7 +12,6 @@ from support import tiny
 from support.pictures import pictures
 from support.signed import new_key, public
 
-from topwork.bundle import files
 from topwork.bundle.documents import to_json
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
@@ -20,6 +19,7 @@ from topwork.bundle.signing.signatures import SigningFiles
 from topwork.bundle.store import Repository
 from topwork.changes.lifecycle import Lifecycle, NewModel, store_bundled_backbone
 from topwork.errors import Corrupt, TopworkError, Unavailable
+from topwork.storage import files
 
 ID = str(uuid.UUID(int=7))
 

@@ -18,7 +18,6 @@ from dbos import DBOSPortableJSONSerializer
 from support import statements
 
 from topwork.bundle.documents import to_json
-from topwork.bundle.files import write_file
 from topwork.bundle.serving import Move, ServingState
 from topwork.bundle.store import Repository
 from topwork.changes.database import database_url, pending_images
@@ -34,6 +33,7 @@ from topwork.errors import (
     Unauthenticated,
 )
 from topwork.limits import ServerLimits
+from topwork.storage.files import write_file
 
 
 @pytest.fixture(scope="module")

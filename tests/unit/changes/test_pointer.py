@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from support import stored
 
-from topwork.bundle import files
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.store import Repository
 from topwork.changes.pointer import pin, roll_back
 from topwork.errors import NotFound, NotReady, Stale, Unavailable
+from topwork.storage import files
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 from support import stored
 from support.stored import image, publish, put_shard
 
-from topwork.bundle import files
 from topwork.bundle.draft import Draft
 from topwork.bundle.manifest import ShardRef
 from topwork.bundle.recipe import Recipe
@@ -21,6 +20,7 @@ from topwork.bundle.store import Repository
 from topwork.changes.quota import Quotas
 from topwork.errors import NotFound, QuotaExceeded, Unavailable
 from topwork.limits import DEFAULT_LIMITS
+from topwork.storage import files
 
 
 class Disk(NamedTuple):

@@ -22,7 +22,6 @@ from support.pictures import picture, pictures
 from topwork.bundle import embedding_rows
 from topwork.bundle.comparison import Gate
 from topwork.bundle.documents import from_data
-from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.garbage import collect
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.recipe import Recipe
@@ -36,6 +35,7 @@ from topwork.learning import gate as gate_module
 from topwork.learning import streamed
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.backend import open_session
+from topwork.storage.files import sha256
 
 ANY = Gate(max_old_class_drop=1.0, min_new_class_recall=0.0)
 LIMITS = replace(DEFAULT_LIMITS, min_images_per_label=3)

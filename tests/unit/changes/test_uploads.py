@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from support import tiny, virtual_time
 
-from topwork.bundle import files
 from topwork.bundle.store import Repository
 from topwork.changes import uploads as uploads_module
 from topwork.changes.jobs import SkippedUpload, Upload
@@ -18,6 +17,7 @@ from topwork.changes.requests import ChangeRequest, UploadedImage, UploadItem
 from topwork.changes.uploads import Taken, Uploads
 from topwork.errors import DeadlinePassed, InvalidInput, QuotaExceeded, Unavailable
 from topwork.limits import ServerLimits
+from topwork.storage import files
 
 LIMITS = ServerLimits(
     max_upload_bytes=100,

@@ -21,13 +21,13 @@ from support.pictures import COLOURS, encode, pictures
 
 import topwork
 from topwork.bundle.comparison import Gate, Rejection
-from topwork.bundle.files import sha256
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotFound, NotReady
 from topwork.export import model as export_module
 from topwork.export.model import Portable, export
 from topwork.inputs.image import preprocess
+from topwork.storage.files import sha256
 
 LABELS = ("amber", "blue", "crimson", "green")
 PAGE = (Path(__file__).parents[3] / "docs" / "export.md").read_text()

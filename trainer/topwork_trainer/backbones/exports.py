@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from topwork.bundle import files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import Corrupt
 from topwork.runtime.backend import software_versions
+from topwork.storage import files
 
 LIMIT_BYTES = 4 * 2**30
 """Raising it keeps more exports; above it the least recently used ones are deleted.

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.errors import Corrupt
 from topwork.inputs.spec import InputSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import Session, software_versions
+from topwork.storage.files import sha256
 from topwork_trainer.backbones import onnx_file
 from topwork_trainer.backbones.parity import ExportError, check_parity
 from topwork_trainer.backbones.timing import embedding_milliseconds

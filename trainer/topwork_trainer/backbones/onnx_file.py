@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
-from topwork.bundle import files
 from topwork.errors import Corrupt, InvalidInput
 from topwork.runtime.backend import is_external, tensors
+from topwork.storage import files
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains of the operators that ONNX Runtime has; all others need code of their own."""

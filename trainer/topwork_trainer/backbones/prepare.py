@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput
@@ -14,6 +13,7 @@ from topwork.inputs.preprocess import DEEP_GREY, PreprocessSpec
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session, software_versions
 from topwork.runtime.cores import available_cores
+from topwork.storage.files import sha256
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, TorchBackbone, plans
 from topwork_trainer.backbones.exports import Exports

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import onnx
 
-from topwork.bundle.files import sha256
 from topwork.inputs.spec import InputSpec
+from topwork.storage.files import sha256
 
 SPEC_KEY = "topwork.preprocess"
 

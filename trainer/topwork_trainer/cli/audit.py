@@ -13,8 +13,8 @@ from rich.markup import escape
 
 from topwork import tables
 from topwork.bundle.findings import Finding
-from topwork.bundle.location import Location
 from topwork.repository_option import repository_option
+from topwork.storage.location import Location
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.audit import Audit

@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from topwork import tables
-from topwork.bundle.location import Location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.names import check_model
 from topwork.bundle.opening import open_repository
@@ -23,6 +22,7 @@ from topwork.inputs.preprocess import Interpolation
 from topwork.inputs.sound_file import LEAST_RATE, MOST_RATE
 from topwork.inputs.text import MOST_TOKENS, TextSpec
 from topwork.repository_option import database_option, repository_option
+from topwork.storage.location import Location
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.imported import ImportedBackbone

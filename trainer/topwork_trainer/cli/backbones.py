@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from topwork import tables
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
 from topwork.errors import TopworkError
 from topwork.repository_option import repository_option
+from topwork.storage.location import Location
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.cli import progress

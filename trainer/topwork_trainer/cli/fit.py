@@ -14,7 +14,6 @@ import click
 
 from topwork import tables
 from topwork.bundle.findings import Finding
-from topwork.bundle.location import to_location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import HeadKind, Normalisation, Recipe
 from topwork.errors import InvalidInput
@@ -22,6 +21,7 @@ from topwork.inputs.kinds import kind_of
 from topwork.inputs.thumbnail import LARGEST, SIDE
 from topwork.printable import file_name, printable
 from topwork.repository_option import database_option, repository_option
+from topwork.storage.location import to_location
 from topwork.terminal import Console, LocalPath
 from topwork_trainer import backbones
 from topwork_trainer.cli import progress

@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from topwork import tables
-from topwork.bundle.location import Location
 from topwork.bundle.opening import open_repository
 from topwork.bundle.recipe import Recipe
 from topwork.report.content import RankedBackbone
 from topwork.repository_option import repository_option
 from topwork.runtime.cores import available_cores
+from topwork.storage.location import Location
 from topwork.terminal import Console
 from topwork_trainer import backbones
 from topwork_trainer.backbones import LEAST_IMAGE_SIZE, MOST_IMAGE_SIZE, BackboneChoice

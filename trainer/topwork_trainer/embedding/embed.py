@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from topwork.bundle.location import Location, absolute
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.opening import open_repository
 from topwork.bundle.store import Repository
@@ -16,6 +15,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.inputs.thumbnail import SIDE
+from topwork.storage.location import Location, absolute
 from topwork_trainer import backbones
 from topwork_trainer.backbones.exports import Exports
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topwork.bucket_files import find, is_bucket_url
-from topwork.bundle.location import Location
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.in_order import in_order
 from topwork.inputs.data.photos import Photo
 from topwork.printable import file_name
+from topwork.storage.location import Location
 from topwork.training.embed import Embedded
 from topwork_trainer.audit_files import HeaderFacts
 from topwork_trainer.data import Photos

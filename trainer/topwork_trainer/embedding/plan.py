@@ -19,7 +19,6 @@ from itertools import chain
 
 import PIL
 
-from topwork.bundle import files
 from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
@@ -27,6 +26,7 @@ from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
 from topwork.inputs.folders import LeftOut
 from topwork.runtime.backend import software_versions
+from topwork.storage import files
 from topwork_trainer.data import Photos
 from topwork_trainer.embedding.run_files import RunFiles
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from topwork.bundle.location import to_location
 from topwork.errors import InvalidInput
 from topwork.inputs.data.photos import Photo
+from topwork.storage.location import to_location
 from topwork_trainer.embedding.plan import Plan, read_plan
 from topwork_trainer.embedding.run_files import RunFiles, open_run
 from topwork_trainer.embedding.work import Run

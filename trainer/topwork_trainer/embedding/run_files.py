@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from topwork import bucket_files
-from topwork.bundle import files
-from topwork.bundle.location import Location
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
 from topwork.printable import file_name, printable
+from topwork.storage import files
+from topwork.storage.location import Location
 
 LOCK = "plan.lock"
 BEGIN = "begin.lock"
@@ -170,7 +170,7 @@ class RunBucket:
 
     def read(self, name: str) -> bytes | None:
         """See RunFiles."""
-        from topwork.bundle.storage.objects import Missing
+        from topwork.storage.bucket.objects import Missing
 
         with _plain_errors():
             try:

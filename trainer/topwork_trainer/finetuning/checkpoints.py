@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from topwork.bundle.files import sweep, write_file
+from topwork.storage.files import sweep, write_file
 
 
 def save(checkpoint: Path, run: str, state: dict[str, Any]) -> None:

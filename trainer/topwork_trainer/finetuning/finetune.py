@@ -19,10 +19,10 @@ from torch import Tensor
 
 import topwork
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.files import sha256
 from topwork.errors import InvalidInput, TopworkError
 from topwork.inputs.image_source import ImageSource
 from topwork.runtime.cores import available_cores
+from topwork.storage.files import sha256
 from topwork_trainer.backbones import TorchBackbone, torchvision_import
 from topwork_trainer.backbones.stages import BackboneStage, parse, stages
 from topwork_trainer.finetuning import checkpoints

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from topwork.bundle.files import sha256
 from topwork.bundle.findings import Finding
-from topwork.bundle.location import Location, cache_directory
 from topwork.bundle.manifest import BackboneInfo, Manifest
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.names import check_model
@@ -26,6 +24,8 @@ from topwork.learning.audit import audit_exemplars
 from topwork.report.content import Making, RankedBackbone
 from topwork.report.formatting import several
 from topwork.runtime.cores import available_cores
+from topwork.storage.files import sha256
+from topwork.storage.location import Location, cache_directory
 from topwork.training.embed import Skipped
 from topwork.training.publish import publish
 from topwork_trainer import backbones

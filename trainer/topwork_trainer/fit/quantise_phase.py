@@ -8,7 +8,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import PrecisionGate
 from topwork.inputs.audio import AudioSpec
 from topwork.inputs.image_source import ImageSource
@@ -18,6 +17,7 @@ from topwork.inputs.text import TextSpec
 from topwork.limits import DEFAULT_LIMITS
 from topwork.runtime.agreement import expect
 from topwork.runtime.backend import open_session
+from topwork.storage.files import sha256
 from topwork_trainer.backbones.precision_gate import gate, speed_ratio
 from topwork_trainer.backbones.quantise import calibration_sample, quantise, quantise_texts
 from topwork_trainer.fit.attempts import Attempt, Attempts

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from topwork.bundle import candidates, draft, files, review_policy
+from topwork.bundle import candidates, draft, review_policy
 from topwork.bundle.blobs import KINDS, NAMES, BlobKind
 from topwork.bundle.draft import Current, Draft
 from topwork.bundle.evaluation_sets import DIRECTORY as SETS
@@ -29,9 +29,10 @@ from topwork.bundle.names import is_model
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.storage.storage import HIDDEN, Entry, ForeignName
 from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, NotFound, NotReady
+from topwork.storage import files
+from topwork.storage.storage import HIDDEN, Entry, ForeignName
 
 OnProgress = Callable[[int, int], None]
 """Callback with the number of files checked so far and the total."""

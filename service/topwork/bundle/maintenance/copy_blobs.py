@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 from topwork.bundle.blobs import GRAPH, SPACE, BlobKind
 from topwork.bundle.documents import from_json
-from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.check import OnProgress, Problem
 from topwork.bundle.maintenance.copy_state import reading
 from topwork.bundle.manifest import BackboneInfo
-from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
+from topwork.storage.files import sha256
+from topwork.storage.storage import Storage
 
 CopiedKind = Literal["backbone", "shard", "image", "revision", "evaluation", "candidate", "model"]
 """Kind of what is copied; a model is its serving pointer, draft and review policy."""

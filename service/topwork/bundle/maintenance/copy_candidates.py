@@ -6,13 +6,13 @@ import contextlib
 import math
 
 from topwork.bundle import candidates
-from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.copy_blobs import Tally
 from topwork.bundle.maintenance.copy_state import ModelState, reading
 from topwork.bundle.model_directories import read_policy
-from topwork.bundle.storage.storage import Entry
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt
+from topwork.storage.files import sha256
+from topwork.storage.storage import Entry
 
 
 def copy_candidates(

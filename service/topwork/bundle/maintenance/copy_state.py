@@ -19,9 +19,9 @@ from topwork.bundle.model_directories import MODELS
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import ServingState
 from topwork.bundle.signing.signatures import UNSIGNED
-from topwork.bundle.storage.storage import Storage, Unreachable
 from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import AlreadyExists, Corrupt, NotFound
+from topwork.storage.storage import Storage, Unreachable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.evaluation_sets import DIRECTORY as SETS
 from topwork.bundle.evaluation_sets import FILE as SET
 from topwork.bundle.evaluation_sets import EvaluationSet, read_result, result_sizes
-from topwork.bundle.files import sha256
 from topwork.bundle.maintenance.check import OnProgress, Problem
 from topwork.bundle.maintenance.copy_blobs import BlobCopy, CopiedKind, Tally, put
 from topwork.bundle.maintenance.copy_candidates import copy_candidates
@@ -38,9 +37,10 @@ from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.serving import ServingState
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import Signatures
-from topwork.bundle.storage.storage import ABSENT, HIDDEN
 from topwork.bundle.store import MANIFEST, Repository, revision_key, revision_numbers
 from topwork.errors import Corrupt, NotFound
+from topwork.storage.files import sha256
+from topwork.storage.storage import ABSENT, HIDDEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

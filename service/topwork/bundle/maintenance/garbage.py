@@ -20,9 +20,9 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.model_directories import MODELS, read_policy
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED
-from topwork.bundle.storage.storage import ABANDONED_AFTER, Entry, ForeignName, Storage
 from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
+from topwork.storage.storage import ABANDONED_AFTER, Entry, ForeignName, Storage
 
 RemovedKind = Literal[
     "model",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.keys import SigningKey
 from topwork.bundle.signing.signatures import Signatures, Signing
-from topwork.bundle.storage.storage import ABSENT
 from topwork.bundle.store import MANIFEST, Repository, revision_key
 from topwork.errors import Corrupt, NotFound
+from topwork.storage.storage import ABSENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

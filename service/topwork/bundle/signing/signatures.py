@@ -15,8 +15,8 @@ import msgspec
 
 from topwork.bundle.documents import document, from_json, to_json
 from topwork.bundle.signing.keys import SigningKey, TrustedKey, read_signing_key, read_trusted_keys
-from topwork.bundle.storage.storage import Storage
 from topwork.errors import Corrupt, InvalidInput
+from topwork.storage.storage import Storage
 
 FILE = "manifest.sig"
 """File name, next to manifest.json."""

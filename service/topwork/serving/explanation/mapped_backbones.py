@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from topwork.bundle.files import sha256
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, NotReady, Unavailable
 from topwork.serving.backbones import LoadedBackbone, unload_with
@@ -20,6 +19,7 @@ from topwork.serving.explanation.map_graph import (
     unloadable,
     with_maps,
 )
+from topwork.storage.files import sha256
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ import pytest
 from support import stored, tiny
 from support.stored import image, publish, put_backbone, put_quantised_backbone, put_shard
 
-from topwork.bundle import files
 from topwork.bundle.comparison import Gate, Rejection
 from topwork.bundle.documents import to_json
-from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance.check import Problem, check
 from topwork.bundle.manifest import ExpectedEmbeddings
-from topwork.bundle.storage.storage import Storage
 from topwork.bundle.store import Repository, revision_numbers
+from topwork.storage import files
+from topwork.storage.files import ABANDONED_AFTER, TEMPORARY, sha256
+from topwork.storage.storage import Storage
 
 
 @pytest.fixture

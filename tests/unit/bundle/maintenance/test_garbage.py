@@ -25,14 +25,14 @@ from support.stored import (
     put_shard,
 )
 
-from topwork.bundle import files
 from topwork.bundle.blobs import NAMES
-from topwork.bundle.files import ABANDONED_AFTER, TEMPORARY, sha256
 from topwork.bundle.maintenance import garbage
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import Collected, collect
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
+from topwork.storage import files
+from topwork.storage.files import ABANDONED_AFTER, TEMPORARY, sha256
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from topwork.bundle.maintenance.check import check
 from topwork.bundle.manifest import Manifest
 from topwork.bundle.signing import keys, revisions, signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing, SigningFiles
-from topwork.bundle.storage.file_storage import FileStorage
 from topwork.bundle.store import Repository
 from topwork.errors import Corrupt, InvalidInput, NotFound
+from topwork.storage.file_storage import FileStorage
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from support.encoders import (
 )
 from support.pictures import picture
 
-from topwork.bundle.files import sha256
 from topwork.errors import Corrupt, ImageError
 from topwork.inputs.image import preprocess
 from topwork.limits import DEFAULT_LIMITS
@@ -42,6 +41,7 @@ from topwork.serving.encoders.encoder import NICE, Check, Encoded, Failed, Refus
 from topwork.serving.encoders.gpu import GpuEncoder
 from topwork.serving.encoders.threads import ThreadEncoder
 from topwork.serving.explanation.map_graph import with_maps
+from topwork.storage.files import sha256
 
 KINDS = ["threads", "processes", "gpu"]
 BOMB = bombs(30_000, 30_000)["PNG"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from support import tiny
 
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.runtime.agreement import measure
 from topwork.runtime.backend import open_session
+from topwork.storage.files import sha256
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice, prepare
 from topwork_trainer.backbones.prepare import prepare_backbone

@@ -13,7 +13,6 @@ from support import text_encoders, texts
 from support.texts import TOPICS
 
 import topwork
-from topwork.bundle.files import sha256
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
@@ -21,6 +20,7 @@ from topwork.inputs.image_source import ImageSource
 from topwork.inputs.text import TextSpec, prepare
 from topwork.learning.learn import learn
 from topwork.runtime.backend import open_session
+from topwork.storage.files import sha256
 from topwork.training.embed import embed
 from topwork_trainer.audit import AuditConfig, audit
 from topwork_trainer.backbones.texts.folder import FolderOptions, import_folder

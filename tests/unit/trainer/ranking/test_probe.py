@@ -16,7 +16,6 @@ from support import tiny
 from support.pictures import picture, pictures
 
 from topwork.bundle.exemplars import Exemplars
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.recipe import Recipe
 from topwork.bundle.store import Repository
@@ -24,6 +23,7 @@ from topwork.errors import NotFound
 from topwork.inputs.image_source import ImageSource
 from topwork.inputs.preprocess import PreprocessSpec
 from topwork.learning.learn import Learned, learn
+from topwork.storage.files import sha256
 from topwork.training.backbone_session import UsedBackbone
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports

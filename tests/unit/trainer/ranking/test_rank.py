@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from support import tiny
 from support.pictures import pictures
 
-from topwork.bundle.files import sha256
 from topwork.bundle.manifest import BackboneInfo
 from topwork.bundle.store import Repository
 from topwork.errors import InvalidInput
 from topwork.report.content import RankedBackbone
+from topwork.storage.files import sha256
 from topwork_trainer import backbones
 from topwork_trainer.backbones import BackboneChoice
 from topwork_trainer.backbones.exports import Exports

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.object_facts import Facts, total
-from topwork.bundle.storage.objects import Objects
-from topwork.bundle.storage.pointers import PointerList
-from topwork.bundle.storage.storage import HIDDEN, Entry
+from topwork.storage.bucket import names
+from topwork.storage.bucket.facts import Facts, total
+from topwork.storage.bucket.objects import Objects
+from topwork.storage.bucket.pointers import PointerList
+from topwork.storage.storage import HIDDEN, Entry
 
 
 class ModelDirectories:

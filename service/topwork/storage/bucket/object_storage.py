@@ -11,22 +11,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-from collections.abc import Collection, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.cache import Cache
-from topwork.bundle.storage.locks import Locks
-from topwork.bundle.storage.object_blobs import Blobs
-from topwork.bundle.storage.object_clock import Clock
-from topwork.bundle.storage.object_directories import CommittedDirectories, is_own
-from topwork.bundle.storage.object_listing import Listing
-from topwork.bundle.storage.object_models import ModelDirectories
-from topwork.bundle.storage.object_reading import CachedReading
-from topwork.bundle.storage.objects import Conflict, Objects
-from topwork.bundle.storage.pointers import PointerList
-from topwork.bundle.storage.storage import ABANDONED_AFTER, Entry, Space, Tag
 from topwork.errors import Stale
+from topwork.storage.bucket import names
+from topwork.storage.bucket.blobs import Blobs
+from topwork.storage.bucket.cache import Cache
+from topwork.storage.bucket.clock import Clock
+from topwork.storage.bucket.directories import CommittedDirectories, is_own
+from topwork.storage.bucket.listing import Listing
+from topwork.storage.bucket.models import ModelDirectories
+from topwork.storage.bucket.objects import Conflict, Objects
+from topwork.storage.bucket.pointers import PointerList
+from topwork.storage.bucket.reading import CachedReading
+from topwork.storage.locks import Locks
+from topwork.storage.storage import ABANDONED_AFTER, Entry, Space, Tag
 
 
 class ObjectStorage:
@@ -221,10 +221,10 @@ class ObjectStorage:
     # Watching and maintenance
 
     def stamps(
-        self, documents: Sequence[str], known: Container[str], *, only: str | None = None
+        self, documents: Sequence[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
         """Return the ETag of the first of ``documents`` that each model has."""
-        return self._pointers.stamps(documents, known, only=only)
+        return self._pointers.stamps(documents, only=only)
 
     def space(self) -> Space | None:
         """Return None: without limit."""

@@ -11,10 +11,10 @@ import json
 import uuid
 from collections.abc import Collection
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.object_facts import Facts, newest, total
-from topwork.bundle.storage.objects import BULK, Missing, Objects
-from topwork.bundle.storage.storage import Entry
+from topwork.storage.bucket import names
+from topwork.storage.bucket.facts import Facts, newest, total
+from topwork.storage.bucket.objects import BULK, Missing, Objects
+from topwork.storage.storage import Entry
 
 MARKER_AGE = 86400.0
 """Age in seconds from which markers are deleted; lowering it may delete blobs of slow writers."""

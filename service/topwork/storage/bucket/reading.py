@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from topwork.bundle.files import Absent
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.cache import Cache
-from topwork.bundle.storage.objects import Missing, Objects
-from topwork.bundle.storage.pointers import PointerList
-from topwork.bundle.storage.storage import ABSENT, Tag
 from topwork.errors import Corrupt
+from topwork.storage.bucket import names
+from topwork.storage.bucket.cache import Cache
+from topwork.storage.bucket.objects import Missing, Objects
+from topwork.storage.bucket.pointers import PointerList
+from topwork.storage.files import Absent
+from topwork.storage.storage import ABSENT, Tag
 
 
 class CachedReading:

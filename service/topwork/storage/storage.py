@@ -8,7 +8,7 @@ a key as the file of that path, ``ObjectStorage`` as an object with that name.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Container, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,13 +201,13 @@ class Storage(Protocol):
     # Watching and maintenance
 
     def stamps(
-        self, names: Sequence[str], known: Container[str], *, only: str | None = None
+        self, names: Sequence[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
         """Return for each model what changes when one of its documents is replaced.
 
         It is the first of ``names`` that exists, which are serving.json, draft.json, review.json;
         models without any are left out. None: it cannot be read now. ``only`` is the name of the
-        only model to look at; None: all. Names not in ``known`` are checked. Raises
+        only model to look at; None: all, whose names may be no valid names of models. Raises
         FileNotFoundError if there has never been a model.
         """
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from topwork.bundle.storage.storage import HIDDEN
+from topwork.storage.storage import HIDDEN
 
 BACKBONES, MODELS = "backbones", "models"
 POINTERS, REFRESHED, PROBES = OWN = "pointers", "refreshed", "probe"

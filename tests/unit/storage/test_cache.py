@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 
-from topwork.bundle.storage import cache as caches
-from topwork.bundle.storage.cache import Cache
-from topwork.bundle.storage.storage import Tag
+from topwork.storage.bucket import cache as caches
+from topwork.storage.bucket.cache import Cache
+from topwork.storage.storage import Tag
 
 
 def digest(content: bytes) -> str:

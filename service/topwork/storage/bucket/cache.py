@@ -20,7 +20,7 @@ import uuid
 from collections import OrderedDict, deque
 from pathlib import Path
 
-from topwork.bundle.storage.storage import Tag
+from topwork.storage.storage import Tag
 
 GRACE = 10.0
 """Seconds after its use in which an entry is not evicted, so that its reader can open it."""

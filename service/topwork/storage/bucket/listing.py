@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.object_facts import total
-from topwork.bundle.storage.object_models import ModelDirectories
-from topwork.bundle.storage.objects import Objects
-from topwork.bundle.storage.pointers import PointerList
-from topwork.bundle.storage.storage import Entry, ForeignName
+from topwork.storage.bucket import names
+from topwork.storage.bucket.facts import total
+from topwork.storage.bucket.models import ModelDirectories
+from topwork.storage.bucket.objects import Objects
+from topwork.storage.bucket.pointers import PointerList
+from topwork.storage.storage import Entry, ForeignName
 
 
 class Listing:

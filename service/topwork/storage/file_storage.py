@@ -6,13 +6,12 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Collection, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from topwork.bundle import files
-from topwork.bundle.names import is_model
-from topwork.bundle.storage.storage import ABANDONED_AFTER, HIDDEN, Entry, Space, Tag
 from topwork.errors import Corrupt
+from topwork.storage import files
+from topwork.storage.storage import ABANDONED_AFTER, HIDDEN, Entry, Space, Tag
 
 
 class FileStorage:
@@ -201,7 +200,7 @@ class FileStorage:
         return time.time()
 
     def stamps(
-        self, names: Sequence[str], known: Container[str], *, only: str | None = None
+        self, names: Sequence[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
         """Return inode and modification time in ns of a document of each model.
 
@@ -212,7 +211,7 @@ class FileStorage:
         try:
             # Path lists no open directory.
             for model in os.listdir(directory) if only is None else [only]:  # noqa: PTH208
-                if model not in known and not is_model(model):
+                if model.startswith("."):
                     continue
                 for name in names:
                     try:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from topwork.bundle import files
-from topwork.bundle.storage.locks import LockLost
+from topwork.storage import files
+from topwork.storage.locks import LockLost
 
 MAX_NAME_BYTES = 200
 """Raising it names longer locks in plain text; a file's name may have 255 bytes."""

@@ -12,14 +12,13 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from topwork.bundle.names import is_model
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.object_facts import Facts
-from topwork.bundle.storage.objects import Missing, Objects
-from topwork.bundle.storage.storage import ABSENT, Tag
+from topwork.storage.bucket import names
+from topwork.storage.bucket.facts import Facts
+from topwork.storage.bucket.objects import Missing, Objects
+from topwork.storage.storage import ABSENT, Tag
 
 RELIST = 30.0
 """Seconds between listings without a change; raising it hides longer what a dying writer wrote."""
@@ -85,7 +84,7 @@ class PointerList:
             self._objects.put(names.CHANGED, self._objects.nonce())
 
     def stamps(
-        self, documents: Sequence[str], known: Container[str], *, only: str | None = None
+        self, documents: Sequence[str], *, only: str | None = None
     ) -> dict[str, Hashable | None]:
         """Return the tag of the first of ``documents`` that each model has; see ``Storage``."""
         with self._mutex:
@@ -96,11 +95,7 @@ class PointerList:
             stamps: dict[str, Hashable | None] = {}
             for model, tags in self._documents.items():
                 tag = next((tags[name] for name in documents if name in tags), None)
-                if (
-                    tag is not None
-                    and only in {None, model}
-                    and (model in known or is_model(model))
-                ):
+                if tag is not None and only in {None, model}:
                     stamps[model] = tag
             return stamps
 

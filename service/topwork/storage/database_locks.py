@@ -20,8 +20,8 @@ from sqlalchemy import make_url
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import ArgumentError
 
-from topwork.bundle.storage.file_locks import FileLocks
-from topwork.bundle.storage.locks import LockLost, Locks
+from topwork.storage.file_locks import FileLocks
+from topwork.storage.locks import LockLost, Locks
 
 APPLICATION = "topwork"
 

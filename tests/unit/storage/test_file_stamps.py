@@ -1,4 +1,4 @@
-"""FileStorage reads the stamps of all serving.json files."""
+"""A repository in files has the stamps of all serving.json files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from topwork.bundle.files import write_file
-from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.store import Repository
+from topwork.storage.files import write_file
 
 
 def read_stamps(
     root: Path, known: Container[str], *, only: str | None = None
 ) -> dict[str, Hashable | None]:
     """Return the stamps of the models in a repository."""
-    return FileStorage(root).stamps(["serving.json", "draft.json"], known, only=only)
+    return Repository(root).stamps(["serving.json", "draft.json"], known, only=only)
 
 
 def model(root: Path, name: str) -> Path:

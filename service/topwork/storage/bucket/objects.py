@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 import obstore
 from obstore import exceptions
 
-from topwork.bundle.storage.object_facts import Facts
-from topwork.bundle.storage.storage import ABSENT, ForeignName, Tag, Unreachable
+from topwork.storage.bucket.facts import Facts
+from topwork.storage.storage import ABSENT, ForeignName, Tag, Unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from topwork.bundle.storage.storage import Entry, Tag
+from topwork.storage.storage import Entry, Tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.objects import Objects
+from topwork.storage.bucket import names
+from topwork.storage.bucket.objects import Objects
 
 _CHECK_SECONDS = 300.0
 """Raising it measures the difference of the clocks less often."""

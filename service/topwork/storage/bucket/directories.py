@@ -10,15 +10,15 @@ import errno
 import time
 from collections.abc import Collection, Mapping
 
-from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.object_blobs import MARKER_AGE
-from topwork.bundle.storage.object_clock import Clock
-from topwork.bundle.storage.object_facts import Facts, newest, total
-from topwork.bundle.storage.object_listing import Listing
-from topwork.bundle.storage.object_models import ModelDirectories, being_created
-from topwork.bundle.storage.objects import Conflict, Objects
-from topwork.bundle.storage.pointers import PointerList, Pointers
-from topwork.bundle.storage.storage import ABSENT, Entry
+from topwork.storage.bucket import names
+from topwork.storage.bucket.blobs import MARKER_AGE
+from topwork.storage.bucket.clock import Clock
+from topwork.storage.bucket.facts import Facts, newest, total
+from topwork.storage.bucket.listing import Listing
+from topwork.storage.bucket.models import ModelDirectories, being_created
+from topwork.storage.bucket.objects import Conflict, Objects
+from topwork.storage.bucket.pointers import PointerList, Pointers
+from topwork.storage.storage import ABSENT, Entry
 
 CREATE_SECONDS = 300.0
 """Raising it lets slower writers create a directory; leftovers block its name longer."""

@@ -8,15 +8,15 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.bundle.storage.cache import Cache
-from topwork.bundle.storage.locks import Locks
-from topwork.bundle.storage.storage import Storage
 from topwork.errors import InvalidInput
+from topwork.storage.bucket.cache import Cache
+from topwork.storage.locks import Locks
+from topwork.storage.storage import Storage
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-    from topwork.bundle.storage.objects import Objects
+    from topwork.storage.bucket.objects import Objects
 
 SCHEMES = ("s3", "gs", "az", "memory")
 
@@ -51,8 +51,8 @@ def open_bucket(
             field="repository",
         )
     try:
-        from topwork.bundle.storage.object_storage import ObjectStorage
-        from topwork.bundle.storage.objects import Objects
+        from topwork.storage.bucket.object_storage import ObjectStorage
+        from topwork.storage.bucket.objects import Objects
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "obstore":
             raise
@@ -77,9 +77,9 @@ def open_bucket(
 
 def check_writes(objects: Objects) -> None:
     """Raise OSError unless the bucket permits writing, InvalidInput if it ignores conditions."""
-    from topwork.bundle.storage.object_names import PROBES
-    from topwork.bundle.storage.objects import Conflict
-    from topwork.bundle.storage.storage import ABSENT, Tag
+    from topwork.storage.bucket.names import PROBES
+    from topwork.storage.bucket.objects import Conflict
+    from topwork.storage.storage import ABSENT, Tag
 
     name = f"{PROBES}/{uuid.uuid4().hex}"
     objects.put(name, objects.nonce(), expected=ABSENT)
@@ -103,7 +103,7 @@ def _stores(url: str) -> tuple[ObjectStore, ObjectStore, str]:
     from obstore import exceptions
     from obstore.store import MemoryStore, from_url
 
-    from topwork.bundle.storage import objects
+    from topwork.storage.bucket import objects
 
     if url.startswith("memory://"):
         with _mutex:

@@ -18,10 +18,10 @@ from psycopg import sql
 from support import postgres
 from support.postgres import Postgres
 
-from topwork.bundle.storage import database_locks
-from topwork.bundle.storage.database_locks import DatabaseLocks, locks_of
-from topwork.bundle.storage.file_locks import FileLocks
-from topwork.bundle.storage.locks import LockLost, Locks
+from topwork.storage import database_locks
+from topwork.storage.database_locks import DatabaseLocks, locks_of
+from topwork.storage.file_locks import FileLocks
+from topwork.storage.locks import LockLost, Locks
 
 PATIENCE = 60.0
 """Seconds after which a test fails that waits for a lock."""
@@ -45,7 +45,7 @@ NAMES = (
 
 HOLD = (
     "import sys\n"
-    "from topwork.bundle.storage.database_locks import locks_of\n"
+    "from topwork.storage.database_locks import locks_of\n"
     "url, use, name = sys.argv[1:]\n"
     "locks = locks_of(url)\n"
     "def hold():\n"

@@ -1,0 +1,1 @@
+"""Storage in an object store, such as S3, with a cache on the local disk."""

@@ -107,8 +107,8 @@ image-test: $(INSTALLED) image  ## Build and test the image
 	TOPWORK_IMAGE=$(IMAGE) TOPWORK_ENGINE="$$($(PYTHON) deploy/image.py engine)" \
 		$(BIN)/python -m pytest -s tests/image
 
-soak: $(INSTALLED)  ## Kill server and worker at random and check every promise; KILLS=, MINUTES= (at most), SEED=
-	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+soak: $(INSTALLED)  ## Kill server and worker at random and check every promise; KILLS=, MINUTES= (at most), SEED=, PLACE=bucket
+	PYTHONPATH=tests $(BIN)/python -m soak $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(PLACE),--place $(PLACE))
 
 fuzz: $(INSTALLED)  ## Search for inputs that break decoders and parsers; SECONDS=60 for each target
 	$(PIP) --editable '.[fuzz]'
@@ -120,7 +120,7 @@ fuzz: $(INSTALLED)  ## Search for inputs that break decoders and parsers; SECOND
 	touch $@
 
 mutate: $(INSTALLED) .venv-mutate/installed  ## Run mutation tests; SAMPLE=100 faults per package, PACKAGES=, SEED=
-	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+	.venv-mutate/bin/python .ci/mutate.py $(BIN)/python $(PACKAGES) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(if $(PLACE),--place $(PLACE))
 
 # Audited environment; another one: OF=/path/to/bin/python
 OF ?= $(BIN)/python

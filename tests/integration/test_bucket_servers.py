@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import servers, tiny
+from support import object_stores, servers, tiny
 from support.object_stores import S3Server
 from support.pictures import COLOURS, pictures
 
-from topwork import Client
+from topwork import CallFailed, Client
 from topwork.bundle.location import ObjectCache
 from topwork.bundle.maintenance.check import check
 from topwork.bundle.maintenance.garbage import collect
@@ -20,7 +21,15 @@ from topwork.bundle.store import Repository
 from topwork.local import open_model
 
 LABELS = ("amber", "blue", "crimson")
+REQUEST = "6f1c2a52-0d5e-4b43-8f0e-7d0f3f0f4e11"
 VIOLETS = [(f"{number}.png", photo) for number, photo in enumerate(pictures("violet", 20))]
+
+
+def fill(location: str) -> None:
+    """Publish the model ``colours`` in a bucket."""
+    made = open_repository(location, writes=True)
+    exemplars = tiny.embed_pictures({each: pictures(each, 20) for each in LABELS})
+    tiny.publish(made, "colours", exemplars)
 
 
 @pytest.fixture
@@ -30,10 +39,7 @@ def url(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     location = seaweedfs.new_url()
-    made = open_repository(location, writes=True)
-    tiny.publish(
-        made, "colours", tiny.embed_pictures({each: pictures(each, 20) for each in LABELS})
-    )
+    fill(location)
     return location
 
 
@@ -72,6 +78,16 @@ def fitted(repository: Repository, path: Path) -> str:
     ).head
 
 
+def accept(client: Client) -> str | None:
+    """Return the name of an operation that adds a class; None: it cannot be stored now."""
+    try:
+        return client.add_class("colours", "violet", VIOLETS, request_id=REQUEST).name
+    except CallFailed as error:
+        if (error.code, error.reason) != ("UNAVAILABLE", "STORAGE"):
+            raise
+        return None
+
+
 def test_hosts_follow_each_other(hosts: list[Client], url: str, tmp_path: Path) -> None:
     """A class that one server accepts serves on both, with the head of a fit on all pictures."""
     first, second = hosts
@@ -95,6 +111,33 @@ def test_models_are_made_deleted_and_restored(hosts: list[Client]) -> None:
     servers.eventually(lambda: "models/copy" not in [model.name for model in first.models()])
     first.undelete_model("copy")
     servers.eventually(lambda: "models/copy" in [model.name for model in second.models()])
+
+
+def test_answers_go_on_while_the_bucket_is_away(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without its bucket answers and refuses uploads; both work again when it is back."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    directory = tmp_path / "weed"
+    directory.mkdir()
+    photo = pictures("blue", 1)
+    with ExitStack() as store, ExitStack() as running:
+        server = store.enter_context(object_stores.seaweedfs(directory))
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        location = server.new_url()
+        fill(location)
+        served = running.enter_context(servers.running(location, database=database))
+        client = running.enter_context(Client(served.address))
+        store.close()
+        served.log_entry("repository cannot be read")
+        assert client.classify("colours", photo).results[0].predictions[0].label == "blue"
+        refused = servers.failure(lambda: client.add_class("colours", "violet", VIOLETS))
+        assert (refused.code, refused.reason) == ("UNAVAILABLE", "STORAGE")
+        store.enter_context(object_stores.seaweedfs(directory, server.port))
+        accepted = servers.eventually(lambda: accept(client))
+        *_, finished = client.watch(accepted)
+        assert finished.result().revision.revision == 2
 
 
 def test_gc_keeps_what_is_needed(url: str, database: str, tmp_path: Path) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from support import faulty_proxy, object_stores
+from support import faulty_proxy, object_stores, tiny
 from support.faulty_proxy import ACCEPTED
 from support.object_stores import S3Server
+from support.pictures import pictures
 
+from topwork.bundle.maintenance.check import check
+from topwork.bundle.maintenance.garbage import collect
+from topwork.bundle.opening import open_repository
 from topwork.bundle.storage.buckets import open_bucket
-from topwork.bundle.storage.storage import Storage
+from topwork.bundle.storage.object_facts import Facts
+from topwork.bundle.storage.objects import Objects
+from topwork.bundle.storage.storage import ForeignName, Storage
 from topwork.errors import Corrupt, InvalidInput
 
 KEY = "models/colours/serving.json"
@@ -131,17 +140,71 @@ def test_missing_extra_is_named(tmp_path: Path) -> None:
     assert "pip install 'topwork[s3]'" in done.stderr
 
 
-def test_foreign_object_without_a_path_is_named(moto: S3Server, tmp_path: Path) -> None:
-    """A foreign object whose name is no path breaks listings around it alone, by its name."""
+def put_foreign(server: S3Server, url: str, name: str) -> None:
+    """Put an object with any name, as a client without checks does."""
+    path = urllib.parse.quote(f"{url.removeprefix('s3://')}/{name}")
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/{path}", b"x", method="PUT")
+    urllib.request.urlopen(request).close()  # noqa: S310  # http
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("review//x", "review//"), ("review/Icon\x01", r"review/Icon\x01"), ("review/../x", "/../")],
+)
+def test_foreign_object_without_a_path_is_named(
+    name: str, shown: str, moto: S3Server, tmp_path: Path
+) -> None:
+    """A foreign object whose name is no path breaks listings of its directory alone, by name."""
     url = moto.new_url()
     storage = opened(url, moto.environment(), tmp_path)
     storage.create("models/colours", {"serving.json": b"1"})
-    prefix = f"http://127.0.0.1:{moto.port}/{url.removeprefix('s3://')}"
-    for name in ("models/colours/review//x", "models/colours/folder/"):
-        request = urllib.request.Request(f"{prefix}/{name}", data=b"x", method="PUT")  # noqa: S310  # http
-        urllib.request.urlopen(request).close()  # noqa: S310  # http
+    storage.create("models/colours/1", {"manifest.json": b"{}"})
+    put_foreign(moto, url, "models/colours/folder/")
+    put_foreign(moto, url, f"models/colours/{name}")
     assert storage.directories("models") == ["colours"]
-    assert storage.directories("models/colours") == ["folder", "review"]
+    assert storage.directories("models/colours") == ["1", "folder", "review"]
     assert storage.files("models/colours/folder") == {}
-    with pytest.raises(OSError, match=r"review//.* is not a path"):
-        storage.files("models/colours/review")
+    storage.create("models/colours/2", {"manifest.json": b"{}"})
+    assert set(storage.stamps(["serving.json"], ())) == {"colours"}
+    failing: list[Callable[[], object]] = [
+        lambda: storage.files("models/colours/review"),
+        storage.abandoned,
+    ]
+    for fail in failing:
+        with pytest.raises(ForeignName, match=re.escape(shown)) as raised:
+            fail()
+        assert "is not a path: delete or rename it" in str(raised.value)
+
+
+def test_key_that_is_no_path_is_named(tmp_path: Path) -> None:
+    """A name that is no path is an error at once, not a store that cannot be reached."""
+    storage = opened("memory://names", {}, tmp_path)
+    for key in ("images//x", "images/\n"):
+        with pytest.raises(ForeignName, match=re.escape(repr(key))):
+            storage.read(key)
+
+
+def test_gc_and_fsck_go_on_beside_a_foreign_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If leftovers cannot be listed, gc deletes the rest and says so; fsck notes it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    repository = open_repository("memory://foreign", writes=True)
+    blue = tiny.embed_pictures({"blue": pictures("blue", 6), "amber": pictures("amber", 6)})
+    tiny.publish(repository, "colours", blue)
+    orphan = repository.put_image(b"nobody refers to it")
+    listed = Objects.listed
+
+    def refuse(objects: Objects, prefix: str) -> Iterator[Facts]:
+        if prefix in {"", "models", "models/colours"}:
+            raise ForeignName("the name of the object 'models//x' is not a path")
+        return listed(objects, prefix)
+
+    monkeypatch.setattr(Objects, "listed", refuse)
+    found = collect(repository, spare_seconds=-5)
+    assert [removed.path for removed in found.removed] == [f"images/{orphan}"]
+    assert any("nothing that crashes left was deleted" in text for text in found.refused)
+    problems = check(repository)
+    assert [problem.severity for problem in problems] == ["note"]
+    assert "'models//x' is not a path" in problems[0].text
+    assert repository.revisions("colours") == [1]

@@ -18,6 +18,7 @@ from support.flocks import Flocks
 from support.object_stores import S3Server
 
 from topwork.bundle.storage.file_storage import FileStorage
+from topwork.bundle.storage.object_clock import Clock
 from topwork.bundle.storage.storage import ABSENT, HIDDEN, Storage
 from topwork.errors import Corrupt, Stale
 
@@ -159,6 +160,43 @@ def test_files_lists_files_alone(storage: Storage) -> None:
     assert set(storage.files("models/colours/2")) == {"head.onnx", "manifest.json"}
     assert storage.files("models/none") == {}
     assert storage.directories("models/none") == []
+
+
+def test_names_with_a_leading_dot_are_not_listed(storage: Storage) -> None:
+    """Names that begin with a dot are in no listing, but those of hidden models."""
+    make_model(storage)
+    for name in (".notes", f"{HIDDEN}notes", ".git/config", "review/.part", f"review/{SHA}.npz"):
+        storage.write(f"models/colours/{name}", b"foreign")
+    storage.write(".cache/file", b"foreign")
+    assert set(storage.files("models/colours")) == {"draft.json", "serving.json"}
+    assert set(storage.files("models/colours/review")) == {f"{SHA}.npz"}
+    assert storage.directories("models/colours") == ["review"]
+    assert ".cache" not in storage.directories("")
+
+
+def test_sizes_of_many_files(storage: Storage) -> None:
+    """``sizes`` has the files that exist, also pointers, and no directory's commit."""
+    make_model(storage)
+    keys = [f"images/{number:064}" for number in range(30)]
+    for length, key in enumerate(keys):
+        storage.put_blob(key, b"x" * length)
+    missing = [f"exemplars/{SHA}.npz", "models/none/serving.json", f"{keys[0]}/x"]
+    found = storage.sizes(["models/colours/serving.json", *missing, *keys])
+    assert found == {"models/colours/serving.json": 1, **{key: n for n, key in enumerate(keys)}}
+    assert storage.sizes([]) == {}
+
+
+def test_open_reads_parts_of_a_file(storage: Storage) -> None:
+    """An open file is read and sought, and stays as it was while another replaces it."""
+    storage.write("models/m/1/examples.npz", b"0123456789")
+    with storage.open("models/m/1/examples.npz") as file:
+        assert file.seekable()
+        assert file.read(2) == b"01"
+        storage.write("models/m/1/examples.npz", b"other")
+        assert file.seek(-2, 2) == 8
+        assert file.read() == b"89"
+    with storage.open("models/m/1/examples.npz") as file:
+        assert file.read() == b"other"
 
 
 def test_write_at_replaces_files_of_all_names(storage: Storage) -> None:
@@ -376,10 +414,39 @@ def test_nothing_is_abandoned_by_writers_that_ended(storage: Storage) -> None:
     storage.create(f"backbones/{SHA}", {"backbone.onnx": b"graph", "backbone.json": b"{}"})
     storage.refresh([f"backbones/{SHA}"])
     storage.create("models/colours/evaluations/flowers", {"set.json": b"{}"})
-    assert storage.abandoned(age=-10) == []
+    assert storage.abandoned(age=-10) == {}
 
 
 # Object stores alone
+
+
+def test_local_replaces_a_damaged_file_if_asked_again(objects: Place) -> None:
+    """A damaged file of the cache is fetched again with ``again``, for all processes."""
+    storage = objects.open()
+    key = f"images/{digest(b'content')}"
+    storage.put_blob(key, b"content")
+    path = storage.local(key, digest(b"content"))
+    path.write_bytes(b"damaged")
+    assert storage.local(key, digest(b"content")).read_bytes() == b"damaged"
+    assert storage.local(key, digest(b"content"), again=True).read_bytes() == b"content"
+    assert objects.open().local(key, digest(b"content")).read_bytes() == b"content"
+    path.write_bytes(b"damaged")
+    assert storage.read_verified(key, digest(b"content")) == b"content"
+
+
+def test_holding_misses_a_backbone_without_its_commit(objects: Place) -> None:
+    """A backbone whose writer died is missing for ``holding``, and for deletion."""
+    storage = objects.open()
+    storage.create(f"backbones/{SHA}", {"backbone.onnx": b"graph", "backbone.json": b"{}"})
+    storage.write(f"backbones/{'cd' * 32}/backbone.onnx", b"graph")
+    keys = [f"backbones/{SHA}", f"backbones/{'cd' * 32}"]
+    graph = storage.entry(f"{keys[1]}/backbone.onnx")
+    assert graph is not None
+    assert not storage.delete_blob(keys[1], graph.time_ns)
+    assert storage.exists(f"{keys[1]}/backbone.onnx")
+    with storage.holding(keys) as missing:
+        assert missing == {keys[1]}
+    assert set(storage.refreshed("backbones")) == {SHA}
 
 
 def test_conditional_write_rejects_a_changed_file(objects: Place) -> None:
@@ -451,13 +518,16 @@ def test_crashed_creator_leaves_no_directory(objects: Place) -> None:
     assert storage.entry("models/copy") is None
     with pytest.raises(FileExistsError):  # its writer may be alive
         storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
-    assert storage.abandoned() == []
-    assert storage.abandoned(age=-10) == ["models/colours/1", "models/copy"]
-    for key in storage.abandoned(age=-10):
+    assert storage.abandoned() == {}
+    left = storage.abandoned(age=-10)
+    sizes = {key: entry.size for key, entry in left.items()}
+    assert sizes == {"models/colours/1": len(b"dead"), "models/copy": len(b"{}draft")}
+    assert all(abs(entry.time - storage.now()) < 10 for entry in left.values())
+    for key in left:
         assert not storage.delete_abandoned(key)
         assert storage.delete_abandoned(key, age=-10)
         assert not storage.delete_abandoned(key, age=-10)
-    assert storage.abandoned(age=-10) == []
+    assert storage.abandoned(age=-10) == {}
     storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
     storage.create("models/copy", {"draft.json": b"draft"})
     assert storage.directories("models/copy") == []
@@ -472,7 +542,7 @@ def test_create_finishes_an_old_leftover(objects: Place) -> None:
         storage.create("models/colours/1", {"head.onnx": b"dead", "manifest.json": b"dead"})
     storage = objects.open()
     later = time.time() + 3600
-    with mock.patch.object(storage, "now", return_value=later):
+    with mock.patch.object(Clock, "now", return_value=later):
         storage.create("models/colours/1", {"head.onnx": b"new", "manifest.json": b"new"})
     assert storage.read("models/colours/1/head.onnx") == b"new"
 
@@ -492,8 +562,8 @@ def test_old_markers_are_deleted(objects: Place) -> None:
     storage.put_blob(key, b"image")
     storage.refresh([key])
     later = time.time() + 86400 + 10
-    assert storage.abandoned(age=-10) == []
-    with mock.patch.object(storage, "now", return_value=later):
+    assert storage.abandoned(age=-10) == {}
+    with mock.patch.object(Clock, "now", return_value=later):
         (marker,) = storage.abandoned()
         assert storage.delete_abandoned(marker)
     assert set(storage.refreshed("images")) == {SHA}
@@ -508,6 +578,9 @@ def test_foreign_files_harm_nothing(objects: Place) -> None:
         "pointers/readme",
         "models/readme",
         "models/x/y/z.txt",
+        "models/y/notes.txt",
+        "models/colours/evaluations/notes/a.txt",
+        "backbones/notes/a.txt",
         "refreshed/x",
     ):
         storage._objects.put(name, b"foreign")  # type: ignore[attr-defined]
@@ -516,6 +589,8 @@ def test_foreign_files_harm_nothing(objects: Place) -> None:
     storage.put_blob(f"images/{SHA}", b"image")
     assert set(storage.refreshed("images")) == {SHA}
     assert not storage.exists("models/x")
+    assert storage.abandoned(age=-10) == {}
+    assert not storage.delete_abandoned("models/x", age=-10)
 
 
 def test_more_than_a_page_of_models(objects: Place) -> None:

@@ -17,12 +17,22 @@ from support import faulty_proxy
 from support.faulty_proxy import CUT_AFTER, CUT_BEFORE, LOST_503, STALE, Fault, Proxy, Request
 from support.object_stores import S3Server
 
+from topwork.bundle.storage import objects
 from topwork.bundle.storage.buckets import open_bucket
 from topwork.bundle.storage.storage import ABSENT, Storage
 from topwork.errors import Stale
 
 KEY = "models/colours/serving.json"
 DOCUMENTS = ("serving.json", "draft.json")
+LISTINGS: dict[str, Callable[[Storage], object]] = {
+    "files": lambda storage: storage.files("models/colours"),
+    "directories": lambda storage: storage.directories("models"),
+    "exists": lambda storage: storage.exists("models/colours"),
+    "entry": lambda storage: storage.entry("models/colours"),
+    "refreshed": lambda storage: storage.refreshed("images"),
+    "sizes": lambda storage: storage.sizes([KEY]),
+    "stamps": lambda storage: storage.stamps(DOCUMENTS, (), only="colours"),
+}
 FAULTS = (409, 412, 503, CUT_BEFORE, CUT_AFTER, LOST_503, 0.05)
 
 
@@ -103,6 +113,30 @@ def test_store_without_answer_is_an_error_within_seconds(
 
     with ThreadPoolExecutor(3) as pool:
         assert max(pool.map(seconds, range(3))) < 15
+
+
+@pytest.mark.parametrize("fault", [503, CUT_BEFORE, CUT_AFTER])
+@pytest.mark.parametrize("method", LISTINGS)
+def test_listing_of_a_store_that_fails_is_not_empty(
+    proxy: Proxy,
+    seaweedfs: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    fault: Fault,
+) -> None:
+    """A listing that cannot be read is an error: gc would delete what an empty one lacks."""
+    monkeypatch.setattr(objects, "ATTEMPT_SECONDS", -0.5)  # a second attempt begins within 0.5 s
+    monkeypatch.setattr(objects, "RETRY", {**objects.RETRY, "max_retries": 1})
+    with mock.patch.dict("os.environ", seaweedfs.environment(port=proxy.port)):
+        storage = open_bucket(seaweedfs.new_url(), cache_directory=tmp_path, cache_bytes=10**8)
+    storage.create("models/colours", {"draft.json": b"draft"})
+    storage.write(KEY, b"[]")
+    storage.put_blob("images/" + "0" * 64, b"image")
+    assert LISTINGS[method](storage)
+    proxy.rule = lambda _request: fault
+    with pytest.raises(OSError, match="bucket"):
+        LISTINGS[method](storage)
 
 
 def test_store_that_is_down_is_an_error_within_seconds(

@@ -29,6 +29,10 @@ A name that cannot be locked, such as a directory on NFS, is never deleted soone
 """
 
 
+class Absent(Corrupt):
+    """A file does not exist."""
+
+
 def sha256(content: bytes) -> str:
     """Return the sha256 in hexadecimal, the name of a stored file."""
     return hashlib.sha256(content).hexdigest()
@@ -49,7 +53,7 @@ def open_file(path: Path) -> io.BufferedReader:
     try:
         file = open(path, "rb", opener=_open_nofollow)  # noqa: SIM115  # Path.open takes no opener
     except (FileNotFoundError, NotADirectoryError):
-        raise Corrupt(f"{short_path(path)} is missing") from None
+        raise Absent(f"{short_path(path)} is missing") from None
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO, errno.EISDIR}:  # a symbolic link, a socket
             raise _not_regular(path) from None

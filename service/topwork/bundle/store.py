@@ -28,6 +28,7 @@ from topwork.bundle import examples, files
 from topwork.bundle.documents import from_json, to_json
 from topwork.bundle.draft import Current
 from topwork.bundle.examples import ExampleIndex
+from topwork.bundle.files import Absent
 from topwork.bundle.manifest import NEWEST_SCHEMA, SCHEMA, Manifest, check_may_serve
 from topwork.bundle.metrics import Metrics
 from topwork.bundle.model_directories import MODELS, ModelDirectories
@@ -66,7 +67,12 @@ class Repository(ModelDirectories):
 
     def serving_state(self, model: str) -> ServingState:
         """Return serving revision, pinned revisions and history. Raises NotFound, Corrupt."""
-        return self._tagged_state(model)[0]
+        key = self.serving_key(model)
+        try:
+            content = self.storage.read(key)
+        except Absent:
+            raise self._not_found(model) from None
+        return from_json(content, ServingState, name=key)
 
     def _tagged_state(self, model: str) -> tuple[ServingState, Tag]:
         key = self.serving_key(model)
@@ -161,10 +167,12 @@ class Repository(ModelDirectories):
         """Return a revision's manifest, with verified signatures. Raises NotFound, Corrupt."""
         directory = f"{self._existing(model)}/{revision}"
         key = f"{directory}/{MANIFEST}"
-        if not self.storage.exists(key):
+        try:
+            content = self.storage.read(key)
+        except Absent:
             name = f"models/{model}/revisions/{revision}"
-            raise NotFound(f"there is no revision {name!r}", kind="revision", resource=name)
-        content = self.storage.read(key)
+            text = f"there is no revision {name!r}"
+            raise NotFound(text, kind="revision", resource=name) from None
         self._signing.check(self.storage, directory, content)
         manifest = _parse_manifest(content, key)
         if (manifest.model, manifest.revision) != (model, revision):

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from topwork.bundle.documents import document, from_data, to_data
 from topwork.bundle.storage.locks import LockLost
-from topwork.bundle.storage.storage import Unreachable
+from topwork.bundle.storage.storage import ForeignName, Unreachable
 from topwork.changes import database
 from topwork.changes.executors import Leases, Takeover, claim, lock_model
 from topwork.changes.jobs import (
@@ -107,8 +107,11 @@ def _work(config: WorkerConfig, on_working: OnWorking) -> str:
     on_working(False)
     repository = config.open_repository(publishes=True)
     database.note_database(repository.storage, url)
-    for key in repository.sweep():
-        log.info("swept", key=key)
+    try:
+        for key in repository.sweep():
+            log.info("swept", key=key)
+    except ForeignName as error:
+        log.warning("leftovers cannot be listed", error=str(error))
     DBOS(
         config={
             "name": database.APPLICATION,

@@ -29,7 +29,7 @@ from topwork.bundle.names import is_model
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing import signatures
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.bundle.storage.storage import HIDDEN, Entry
+from topwork.bundle.storage.storage import HIDDEN, Entry, ForeignName
 from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, NotFound, NotReady
 
@@ -364,10 +364,13 @@ class _Run:
                 names = ", ".join(key.removeprefix(f"{kind}/") for key in [*unexpected][:3])
                 text = f"unexpected: {_total([*unexpected.values()], 'files')}, such as {names}"
                 self._add("note", kind, text)
-        abandoned = [self._storage.entry(key) for key in self._storage.abandoned()]
+        try:
+            abandoned = [*self._storage.abandoned().values()]
+        except ForeignName as error:
+            self._add("note", "", f"{error}: what crashes left cannot be listed")
+            return
         if abandoned:
-            left = [entry for entry in abandoned if entry is not None]
-            text = f"crashes left {_total(left, 'temporary files')}: topwork gc deletes them"
+            text = f"crashes left {_total(abandoned, 'temporary files')}: topwork gc deletes them"
             self._add("note", "", text)
 
     @contextmanager

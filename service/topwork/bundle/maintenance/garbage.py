@@ -20,7 +20,7 @@ from topwork.bundle.manifest import Manifest
 from topwork.bundle.model_directories import MODELS, read_policy
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED
-from topwork.bundle.storage.storage import ABANDONED_AFTER, Entry, Storage
+from topwork.bundle.storage.storage import ABANDONED_AFTER, Entry, ForeignName, Storage
 from topwork.bundle.store import MANIFEST, Repository, read_manifest, revision_numbers
 from topwork.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
@@ -389,10 +389,14 @@ class _Run:
 
     def remove_abandoned(self, age: float) -> None:
         """Delete what crashed writers left more than ``age`` seconds ago."""
-        for key in self.storage.abandoned(age=age):
-            entry = self.storage.entry(key)
+        try:
+            abandoned = self.storage.abandoned(age=age)
+        except ForeignName as error:
+            self.refused.append(f"{error}: nothing that crashes left was deleted")
+            return
+        for key, entry in abandoned.items():
             if self.dry_run or self.storage.delete_abandoned(key, age=age):
-                self.record("temporary", key, 0 if entry is None else entry.size)
+                self.record("temporary", key, entry.size)
 
     def record(self, kind: RemovedKind, key: str, size: int) -> None:
         """Add a deletion to the result."""

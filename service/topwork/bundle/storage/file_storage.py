@@ -92,7 +92,7 @@ class FileStorage:
 
     def directories(self, directory: str) -> list[str]:
         """Return the sorted names of the directories in a directory, also of hidden ones."""
-        return sorted(entry.name for entry in self._scan(directory, also=HIDDEN) if entry.is_dir())
+        return sorted(entry.name for entry in self._scan(directory, hidden=True) if entry.is_dir())
 
     def write(self, key: str, content: bytes, *, expected: Tag | None = None) -> None:  # noqa: ARG002  # see Storage
         """Write or replace a file; its writers hold a lock."""
@@ -145,7 +145,7 @@ class FileStorage:
     def put_blob(self, key: str, content: bytes) -> None:
         """Store a blob, or refresh it if it is stored, and repair it if it is damaged."""
         path = self.path(key)
-        if path.exists() and not self.refresh([key]):
+        if not self.refresh([key]):
             with contextlib.suppress(Corrupt, OSError):
                 if files.read(path) == content:
                     return
@@ -153,6 +153,8 @@ class FileStorage:
 
     def refresh(self, keys: Collection[str]) -> set[str]:
         """Set the times of blobs to now; return those that do not exist."""
+        if not any(map(self.exists, keys)):  # such as in a repository that is not made yet
+            return {*keys}
         with self._deletion_blocked():
             return self._touch(keys)
 
@@ -235,12 +237,15 @@ class FileStorage:
             free_files=disk.f_favail if disk.f_files else None,
         )
 
-    def abandoned(self, *, age: float = ABANDONED_AFTER) -> list[str]:
+    def abandoned(self, *, age: float = ABANDONED_AFTER) -> dict[str, Entry]:
         """Return temporary names that crashed writers left more than ``age`` seconds ago."""
-        found = [
-            path for directory in self._written() for path in files.abandoned(directory, age=age)
-        ]
-        return [path.relative_to(self.root).as_posix() for path in found]
+        found = {}
+        for directory in self._written():
+            for path in files.abandoned(directory, age=age):
+                key = path.relative_to(self.root).as_posix()
+                if (entry := self.entry(key)) is not None:  # otherwise deleted meanwhile
+                    found[key] = entry
+        return found
 
     def delete_abandoned(self, key: str, *, age: float = ABANDONED_AFTER) -> bool:
         """Delete a temporary name; return False if it is gone, or its writer is alive."""
@@ -259,14 +264,14 @@ class FileStorage:
         ]
         return [self.root, *map(self.path, names), *models, *below]
 
-    def _scan(self, directory: str, *, also: str = HIDDEN) -> list[os.DirEntry[str]]:
-        """Return the entries of a directory whose names begin with no dot, or with ``also``."""
+    def _scan(self, directory: str, *, hidden: bool = False) -> list[os.DirEntry[str]]:
+        """Return the entries of a directory whose names begin with no dot, or are ``hidden``."""
         absent = (FileNotFoundError, NotADirectoryError)
         with contextlib.suppress(*absent), os.scandir(self.path(directory)) as entries:
             return [
                 entry
                 for entry in entries
-                if not entry.name.startswith(".") or entry.name.startswith(also)
+                if not entry.name.startswith(".") or (hidden and entry.name.startswith(HIDDEN))
             ]
         return []
 

@@ -16,10 +16,12 @@ A directory that ``Storage.create`` makes exists when it has its commit, the fil
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from topwork.bundle.storage.storage import HIDDEN
 
-MODELS, POINTERS, REFRESHED, PROBES = "models", "pointers", "refreshed", "probe"
+BACKBONES, MODELS = "backbones", "models"
+POINTERS, REFRESHED, PROBES = OWN = "pointers", "refreshed", "probe"
 CHANGED, CLOCK = "changed", "clock"
 MADE, DELETED = "made", "deleted"
 DOCUMENTS = ("serving.json", "draft.json", "review.json")
@@ -28,17 +30,33 @@ DOCUMENTS = ("serving.json", "draft.json", "review.json")
 TIMED = ".gone"
 """Suffix of the keys of files with a modification time of their own."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
-def split_model(key: str) -> tuple[str, bool, str] | None:
-    """Return the model of a key, whether its directory is hidden, and the rest; None: no model."""
+class ModelKey(NamedTuple):
+    """Parts of a key below ``models``."""
+
+    name: str
+    hidden: bool
+    """Whether the key is that of a hidden directory."""
+    inner: str
+    """The rest of the key, without the model's directory."""
+
+
+def split_model(key: str) -> ModelKey | None:
+    """Return the parts of a key below ``models``; None if it is another."""
     top, _, rest = key.partition("/")
     if top != MODELS or not rest:
         return None
     name, _, inner = rest.partition("/")
-    hidden = name.startswith(HIDDEN)
-    return name.removeprefix(HIDDEN), hidden, inner
+    return ModelKey(name.removeprefix(HIDDEN), name.startswith(HIDDEN), inner)
+
+
+def model_directory(key: str) -> ModelKey | None:
+    """Return the parts of the key of a model's own directory; None if it is another."""
+    found = split_model(key)
+    return found if found is not None and not found.inner else None
 
 
 def object_name(key: str) -> str:
@@ -46,10 +64,9 @@ def object_name(key: str) -> str:
     found = split_model(key)
     if found is None:
         return key
-    model, _, inner = found
-    if inner in DOCUMENTS:
-        return f"{POINTERS}/{model}/{inner}"
-    return f"{MODELS}/{model}/{inner}".rstrip("/")
+    if found.inner in DOCUMENTS:
+        return f"{POINTERS}/{found.name}/{found.inner}"
+    return f"{MODELS}/{found.name}/{found.inner}".rstrip("/")
 
 
 def pointers(model: str) -> str:
@@ -94,3 +111,27 @@ def is_directory(name: str) -> bool:
     if "/" not in name:
         return "." not in name  # operations.database is a file
     return commit(name) is not None and not name.endswith(".json")
+
+
+def may_be_written(name: str) -> bool:
+    """Return True if ``Storage.create`` or a later writer may have written such an object.
+
+    A directory with any other object is foreign: it is no leftover of a crash.
+    """
+    match name.split("/"):
+        case ["pointers", _, own]:
+            return own in {*DOCUMENTS, MADE, DELETED}
+        case ["backbones", digest, _]:
+            return _SHA256.fullmatch(digest) is not None
+        case ["models", _, "evaluations", _, own]:
+            return own.endswith(".json")
+        case ["models", _, own, _, *_]:
+            return is_number(own) or own == "review"
+    return False
+
+
+def proof(key: str) -> str:
+    """Return the object that exists if a blob does."""
+    name = object_name(key)
+    own = commit(name)
+    return f"{name}/{own}" if own is not None and is_directory(name) else name

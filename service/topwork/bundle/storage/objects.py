@@ -12,14 +12,14 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore import exceptions
 
-from topwork.bundle.storage.storage import ABSENT, Tag, Unreachable
+from topwork.bundle.storage.object_facts import Facts
+from topwork.bundle.storage.storage import ABSENT, ForeignName, Tag, Unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode
@@ -61,7 +61,7 @@ RETRY: RetryConfig = {
 _AND_VERSION = " version "
 """Separates an ETag from the version that Google's conditional writes name instead."""
 
-_PATH = re.compile(r'Path ("[^"\n]{0,200}")')
+_PATH = re.compile(r'Path "(.{0,300}?)"(?: contained|: Encountered)', re.DOTALL)
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 
@@ -76,17 +76,6 @@ class Conflict(Exception):
 
 class Unanswered(Unreachable):
     """The store did not answer in time, or the connection broke: the request may have succeeded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """Facts about an object from a listing or an answer."""
-
-    name: str
-    size: int
-    time_ns: int
-    """LastModified in ns since 1970; most stores round it down to a second."""
-    tag: Tag
 
 
 class Objects:
@@ -224,12 +213,17 @@ class Objects:
         """Yield the pages of a listing; one that breaks continues behind the last name."""
         last: str | None = None
         while True:
-            stream = iter(obstore.list(self._store, prefix or None, offset=last, chunk_size=1000))
-            page = self._call("list", lambda stream=stream: next(stream, None))  # type: ignore[misc]
+
+            def first_page(offset: str | None = last) -> list[ObjectMeta] | None:
+                # Begun anew at each attempt: a listing that failed is at its end, as if empty.
+                stream = obstore.list(self._store, prefix or None, offset=offset, chunk_size=1000)
+                return next((list(page) for page in stream), None)
+
+            page = self._call("list", first_page)
             if page is None:
                 return
             last = page[-1]["path"]
-            yield [*page]
+            yield page
             if len(page) < 1000:
                 return
 
@@ -262,10 +256,11 @@ class Objects:
             return PermissionError(errno.EACCES, f"{self.url}: no permission to {verb}{detail}")
         if _is_credentials(text):
             return PermissionError(errno.EACCES, f"{self.url}: no credentials were found")
-        if isinstance(error, exceptions.InvalidPathError):
+        if isinstance(error, exceptions.InvalidPathError) or "Could not parse path" in text:
             found = _PATH.search(text)
-            foreign = found[1] if found else "an object"
-            return OSError(errno.EINVAL, f"{self.url}: the name of {foreign} is not a path")
+            foreign = f"the object {found[1]!r}" if found else "an object"
+            reason = "is not a path: delete or rename it"
+            return ForeignName(f"{self.url}: the name of {foreign} {reason}")
         if "TimedOut" in text or "timed out" in text or "Timeout" in text:
             return Unanswered(errno.ETIMEDOUT, f"{self.url}: no answer in time to {verb}")
         if status is None:

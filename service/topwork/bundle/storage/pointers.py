@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from topwork.bundle.names import is_model
 from topwork.bundle.storage import object_names as names
-from topwork.bundle.storage.objects import Facts, Missing, Objects
+from topwork.bundle.storage.object_facts import Facts
+from topwork.bundle.storage.objects import Missing, Objects
 from topwork.bundle.storage.storage import ABSENT, Tag
 
 RELIST = 30.0
@@ -56,7 +57,7 @@ class PointerList:
         self._changed: Tag | None = None
         self._listed = -RELIST
         self._documents: dict[str, dict[str, Tag]] = {}
-        self._fresh: dict[str, Tag] = {}
+        self._fresh: dict[str, Pointers] = {}
         self._fresh_until = 0.0
 
     def of(self, model: str) -> Pointers:
@@ -75,8 +76,11 @@ class PointerList:
                     found.setdefault(model, Pointers()).found[name] = facts
         return found
 
-    def announce(self) -> None:
-        """Tell other processes that a pointer changed; they find out later if this fails."""
+    def announce(self, name: str) -> None:
+        """Tell other processes if a changed object is a pointer; they may find out later."""
+        if not names.is_pointer(name):
+            return
+        self.forget_fresh()
         with contextlib.suppress(OSError):
             self._objects.put(names.CHANGED, self._objects.nonce())
 
@@ -100,20 +104,21 @@ class PointerList:
                     stamps[model] = tag
             return stamps
 
-    def take_fresh(self, name: str) -> Tag | None:
-        """Return the tag of an object that the first listing had a moment ago, but once.
+    def recent(self, model: str) -> Pointers:
+        """Return the pointers of a model as the first listing had them a moment ago, or as now.
 
-        This makes the start with a warm cache one request for all models.
+        This makes the start with a warm cache one request for the pointers of all models.
         """
-        tag = self._fresh.pop(name, None)
-        return tag if time.monotonic() < self._fresh_until else None
+        if time.monotonic() < self._fresh_until and (found := self._fresh.get(model)) is not None:
+            return found
+        return self.of(model)
 
     def forget_fresh(self, model: str | None = None) -> None:
         """Let the next reads of a model's pointers, or of all, ask the store."""
         if model is None:
-            self._fresh.clear()
-        for name in names.DOCUMENTS:
-            self._fresh.pop(f"{names.pointers(model or '')}/{name}", None)
+            self._fresh = {}
+        else:
+            self._fresh.pop(model, None)
 
     def _relist(self) -> None:
         changed = self._read_changed()  # before the listing, which is then at least as new
@@ -126,13 +131,8 @@ class PointerList:
             raise FileNotFoundError(errno.ENOENT, f"{self._objects.url} has no models")
         self._documents = {model: each.documents for model, each in found.items()}
         self._changed, self._listed = changed, now
-        if first:
-            self._fresh = {
-                f"{names.pointers(model)}/{name}": tag
-                for model, tags in self._documents.items()
-                for name, tag in tags.items()
-            }
-            self._fresh_until = now + RELIST
+        self._fresh = found if first else {}
+        self._fresh_until = now + RELIST
 
     def _read_changed(self) -> Tag:
         try:

@@ -31,6 +31,10 @@ class Unreachable(OSError):
     """The storage cannot be reached now: another attempt may succeed."""
 
 
+class ForeignName(OSError):
+    """A foreign object has a name that is not a path, with which no listing succeeds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Facts about a file, or about a directory if ``Storage.entry`` was asked for one."""
@@ -79,7 +83,7 @@ class Storage(Protocol):
     # Reading
 
     def read(self, key: str) -> bytes:
-        """Return a file's bytes. Raises Corrupt if it is missing or no regular file."""
+        """Return a file's bytes. Raises Absent if it is missing, Corrupt if no regular file."""
 
     def read_tagged(self, key: str) -> tuple[bytes, Tag]:
         """Return a file's bytes with its tag, for ``write``. Raises Corrupt as ``read``."""
@@ -93,10 +97,9 @@ class Storage(Protocol):
     def local(self, key: str, digest: str, *, again: bool = False) -> Path:
         """Return a local file with the bytes of ``key``, to be mapped into memory.
 
-        ``again``: the cached file is damaged, and must be fetched again.
-
-        ``digest`` is their sha256, by which an object store caches them; the caller verifies it. It
-        may be deleted as soon as it is open. Raises Corrupt if it is missing.
+        ``digest`` is their sha256, by which an object store caches them; the caller verifies it.
+        ``again`` replaces a cached file that is damaged. The file may be deleted as soon as it is
+        open. Raises Corrupt if it is missing.
         """
 
     def entry(self, key: str) -> Entry | None:
@@ -115,7 +118,10 @@ class Storage(Protocol):
         """
 
     def directories(self, directory: str) -> list[str]:
-        """Return the sorted names of the directories in a directory, also of hidden ones."""
+        """Return the sorted names of the directories in a directory, also of hidden models.
+
+        Without other names that begin with a dot.
+        """
 
     # Writing
 
@@ -208,8 +214,11 @@ class Storage(Protocol):
     def space(self) -> Space | None:
         """Return the free space; None: without limit."""
 
-    def abandoned(self, *, age: float = ABANDONED_AFTER) -> list[str]:
-        """Return the keys of what crashed writers left more than ``age`` seconds ago."""
+    def abandoned(self, *, age: float = ABANDONED_AFTER) -> dict[str, Entry]:
+        """Return what crashed writers left more than ``age`` seconds ago, by key.
+
+        ``entry`` and ``exists`` may not see it.
+        """
 
     def delete_abandoned(self, key: str, *, age: float = ABANDONED_AFTER) -> bool:
         """Delete what ``abandoned`` returned; return False if it is gone, or in use."""

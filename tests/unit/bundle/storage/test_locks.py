@@ -123,16 +123,21 @@ class Waiter:
             self._end.wait(PATIENCE)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [(False, False), (True, False), (False, True)], ids=str
-)
-def test_exclusive_lock_waits_for_others(locks: Locks, first: bool, second: bool) -> None:
-    """Threads of one process wait for each other, unless both locks are shared."""
+def assert_waits(locks: Locks, first: bool = False, second: bool = False) -> None:
+    """Check that a lock waits for one that is held, and is acquired then; True: shared ones."""
     with locks.locked("m", shared=first):
         waiter = Waiter(locks, shared=second)
         assert not waiter.held.wait(BRIEFLY)
     assert waiter.held.wait(PATIENCE)
     waiter.end()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(False, False), (True, False), (False, True)], ids=str
+)
+def test_exclusive_lock_waits_for_others(locks: Locks, first: bool, second: bool) -> None:
+    """Threads of one process wait for each other, unless both locks are shared."""
+    assert_waits(locks, first, second)
 
 
 def test_shared_locks_are_held_together(locks: Locks, url: str) -> None:
@@ -377,11 +382,7 @@ def test_wait_is_a_series_of_statements(database: str, monkeypatch: pytest.Monke
     """No statement waits longer than a slice; the lock is acquired in a later one."""
     monkeypatch.setitem(database_locks.SERVER_SETTINGS, "lock_timeout", "20ms")
     locks = DatabaseLocks(database)
-    with locks.locked("m"):
-        waiter = Waiter(locks)
-        assert not waiter.held.wait(BRIEFLY)
-    assert waiter.held.wait(PATIENCE)
-    waiter.end()
+    assert_waits(locks)
 
 
 def test_wait_ignores_the_statement_timeout_of_the_role(cluster: Postgres, database: str) -> None:
@@ -392,11 +393,7 @@ def test_wait_ignores_the_statement_timeout_of_the_role(cluster: Postgres, datab
         sql.SQL("ALTER DATABASE {} SET statement_timeout = '50ms'").format(sql.Identifier(name))
     )
     locks = DatabaseLocks(database)
-    with locks.locked("m"):
-        waiter = Waiter(locks)
-        assert not waiter.held.wait(BRIEFLY)
-    assert waiter.held.wait(PATIENCE)
-    waiter.end()
+    assert_waits(locks)
 
 
 def test_few_connections_stay_open(database: str) -> None:

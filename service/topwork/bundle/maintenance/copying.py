@@ -267,8 +267,8 @@ class _Run:
         serves = serving in copied
         if serving and not serves:
             key = f"{state.directory}/{SERVING}"
-            text = f"{state.model!r} does not serve in the target: its revision {serving} was not"
-            self._tally.fail(key, f"{text} copied")
+            text = f"the serving revision {serving} was not copied, so the pointer was not"
+            self._tally.fail(key, text)
         if state.draft is not None and (serves or (state.is_draft and self._draft_is_whole(state))):
             documents[drafts.FILE] = state.draft_content
         size = 0

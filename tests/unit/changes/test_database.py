@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from topwork.bundle.opening import open_storage
 from topwork.changes import worker
 from topwork.changes.database import (
     damage,
@@ -21,6 +20,7 @@ from topwork.cli.maintain import _databases
 from topwork.config import ServeConfig, WorkerConfig
 from topwork.errors import InvalidInput
 from topwork.rpc.server import Server
+from topwork.storage.opening import open_storage
 from topwork.storage.storage import Storage
 
 POSTGRES = "postgresql://me:secret@host/topwork"

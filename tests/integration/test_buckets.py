@@ -84,7 +84,7 @@ def test_wrong_secret_is_a_permission_error(seaweedfs: S3Server, tmp_path: Path)
     """Wrong credentials are a PermissionError, without them in the message."""
     environment = seaweedfs.environment(("writer", "not-the-secret"))
     storage = opened(seaweedfs.new_url(), environment, tmp_path)
-    with pytest.raises(PermissionError, match="no permission to read") as raised:
+    with pytest.raises(PermissionError, match="no permission to list") as raised:
         storage.read(KEY)
     assert "not-the-secret" not in str(raised.value)
 

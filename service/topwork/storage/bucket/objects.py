@@ -252,7 +252,8 @@ class Objects:
         detail = f" ({code[1]})" if code else f" (HTTP {status[1]})" if status else ""
         if "NoSuchBucket" in text:
             return OSError(errno.ENODEV, f"{self.url}: the bucket does not exist")
-        if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        denied = exceptions.PermissionDeniedError, exceptions.UnauthenticatedError
+        if isinstance(error, denied) or (status and status[1] in {"401", "403"}):
             return PermissionError(errno.EACCES, f"{self.url}: no permission to {verb}{detail}")
         if _is_credentials(text):
             return PermissionError(errno.EACCES, f"{self.url}: no credentials were found")

@@ -114,7 +114,7 @@ class Exemplars:
 
 
 def make(
-    embeddings: NDArray[np.float32],
+    embeddings: NDArray[np.float32] | Sequence[NDArray[np.float32]],
     digests: NDArray[np.uint8],
     fingerprints: NDArray[np.uint8],
     row_labels: Sequence[str],
@@ -127,6 +127,7 @@ def make(
 ) -> Exemplars:
     """Return exemplars from N rows in any order: sorted, without duplicates.
 
+    ``embeddings`` is (N, D), or parts of it, which stay where they are if the set is large.
     Among duplicates a ``seen`` row wins, then one with a group, then the first name, then the
     smallest content, then the smallest group.
     """
@@ -136,12 +137,13 @@ def make(
     names = names or [""] * count
     thumbnails = thumbnails or [b""] * count
     groups = np.zeros((count, GROUP_BYTES), dtype=np.uint8) if groups is None else groups
+    parts = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
     labels = tuple(sorted(set(row_labels)))
     position = {label: index for index, label in enumerate(labels)}
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
     rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
-        embedding_rows=np.ascontiguousarray(embeddings[rows], dtype=np.float32),
+        embedding_rows=collect(parts, rows, len(labels)),
         digests=digests[rows],
         fingerprints=fingerprints[rows],
         contents=contents[rows],

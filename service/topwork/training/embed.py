@@ -24,6 +24,7 @@ from topwork.inputs.thumbnail import SIDE
 from topwork.limits import DEFAULT_LIMITS, InputLimits
 from topwork.storage.storage import Unreachable
 from topwork.training.backbone_session import EmbeddingSession
+from topwork.training.gathering import GatheredEmbeddings
 
 S = TypeVar("S", bound=InputSpec)
 
@@ -103,8 +104,9 @@ def embed(
     """
     kind = kind_of(spec)
     used: list[ImageSource] = []
-    rows: list[EmbeddedRow] = []
-    contents: list[bytes] = []
+    embeddings = GatheredEmbeddings()
+    digests, fingerprints, contents = bytearray(), bytearray(), bytearray()
+    thumbnails: list[bytes] = []
     skipped: list[Skipped] = []
     first: dict[tuple[bytes, str], str] = {}
     done = embed_each(
@@ -129,18 +131,21 @@ def embed(
             else:
                 first[key] = source.name
                 used.append(source)
-                rows.append(row)
-                contents.append(content)
-    if not rows:
+                embeddings.append(row.embedding)
+                digests += row.digest
+                fingerprints += row.fingerprint.tobytes()
+                contents += content
+                thumbnails.append(row.thumbnail)
+    if not used:
         return None, skipped
     used_exemplars = exemplars.make(
-        np.stack([row.embedding for row in rows]),
-        np.frombuffer(b"".join(row.digest for row in rows), dtype=np.uint8).reshape(-1, 32),
-        np.stack([row.fingerprint for row in rows]),
+        embeddings.parts(),
+        np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
+        np.frombuffer(fingerprints, dtype=np.uint8).reshape(-1, 32),
         [source.label for source in used],
-        contents=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+        contents=np.frombuffer(contents, dtype=np.uint8).reshape(-1, 32),
         names=[source.name for source in used],
-        thumbnails=[row.thumbnail for row in rows],
+        thumbnails=thumbnails,
         groups=np.frombuffer(b"".join(map(_group_id, used)), dtype=np.uint8).reshape(
             -1, GROUP_BYTES
         ),

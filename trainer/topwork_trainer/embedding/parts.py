@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 METADATA = b"topwork"
 """Key of the file's metadata: JSON with the digest of the plan, and the number of the part."""
 
+_EMBEDDED = ("digest", "content", "fingerprint", "embedding", "thumbnail")
+"""Columns of a photo that was embedded."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRow:
@@ -38,6 +42,20 @@ class PartRow:
     group_id: bytes
     """Id of its group, 16 bytes; zeros: none. The name of a group is not stored."""
     embedded: Embedded
+    header: HeaderFacts | None
+    """Properties of the file for the audit; None if they could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFacts:
+    """What a part tells of a photo besides its embedding; its fields are columns."""
+
+    split: str
+    """Name of the held-out split; empty: to train on."""
+    name: str
+    label: str
+    group: bytes
+    """Id of its group, 16 bytes; zeros: none."""
     header: HeaderFacts | None
     """Properties of the file for the audit; None if they could not be read."""
 
@@ -100,22 +118,36 @@ def is_part(source: Path | io.BytesIO, *, plan: str, part: int, photos: int) -> 
         return False
 
 
-def read_part(source: Path | io.BytesIO, *, name: str, plan: str, part: int) -> list[PartRow]:
-    """Return the rows of a part. Raises Corrupt, with its name, if damaged or of another plan."""
-    _, parquet = _pyarrow()
-    try:
-        table = parquet.read_table(source)
-        if _metadata(table.schema) != {"plan": plan, "part": part}:
-            raise ValueError("it is of another plan")
+def read_facts(source: Path | io.BytesIO, *, name: str, plan: str, part: int) -> list[PartFacts]:
+    """Return the facts of a part's photos, without their embeddings.
+
+    Raises Corrupt, with its name, if it is damaged or of another plan.
+    """
+    with _readable(name):
+        table = _table(source, plan, part, [field.name for field in fields(PartFacts)])
+        return [
+            PartFacts(
+                split=row["split"],
+                name=row["name"],
+                label=row["label"],
+                group=row["group"],
+                header=None if row["header"] is None else json.loads(row["header"]),
+            )
+            for row in table.to_pylist()
+        ]
+
+
+def read_embedded(source: Path | io.BytesIO, *, name: str, plan: str, part: int) -> list[Embedded]:
+    """Return what was embedded of a part's photos, in order. Raises Corrupt as ``read_facts``."""
+    with _readable(name):
+        table = _table(source, plan, part, ["name", "label", *_EMBEDDED, "reason", "error"])
         embeddings = table["embedding"].combine_chunks()
         matrix = np.asarray(embeddings.flatten(), dtype=np.float32).reshape(
             -1, embeddings.type.list_size
         )
         present = np.cumsum(~np.asarray(embeddings.is_null())) - 1  # `flatten` leaves nulls out
         rows = table.drop_columns(["embedding"]).to_pylist()
-        return [_row(row, matrix, int(place)) for row, place in zip(rows, present, strict=True)]
-    except Exception as error:  # pyarrow raises many classes on damaged files
-        raise Corrupt(f"{name} cannot be read: {error}; delete it and run embed again") from error
+        return [_embedded(row, matrix, int(at)) for row, at in zip(rows, present, strict=True)]
 
 
 def _columns(row: PartRow) -> Mapping[str, Any]:
@@ -127,7 +159,7 @@ def _columns(row: PartRow) -> Mapping[str, Any]:
         "header": None if row.header is None else json.dumps(row.header),
     }
     if isinstance(row.embedded, Skipped):
-        nothing = dict.fromkeys(("digest", "content", "fingerprint", "embedding", "thumbnail"))
+        nothing = dict.fromkeys(_EMBEDDED)
         error = {"reason": row.embedded.reason, "error": row.embedded.message}
         return {**fixed, **nothing, **error}
     content, found = row.embedded
@@ -143,28 +175,34 @@ def _columns(row: PartRow) -> Mapping[str, Any]:
     }
 
 
-def _row(row: Mapping[str, Any], embeddings: Any, place: int) -> PartRow:
-    embedded: Embedded
+def _embedded(row: Mapping[str, Any], embeddings: Any, place: int) -> Embedded:
     if row["reason"] is not None:
-        embedded = Skipped(
+        return Skipped(
             name=row["name"], label=row["label"], reason=row["reason"], message=row["error"]
         )
-    else:
-        found = EmbeddedRow(
-            digest=row["digest"],
-            fingerprint=np.frombuffer(row["fingerprint"], dtype=np.uint8),
-            embedding=embeddings[place],
-            thumbnail=row["thumbnail"],
-        )
-        embedded = (row["content"], found)
-    return PartRow(
-        split=row["split"],
-        name=row["name"],
-        label=row["label"],
-        group_id=row["group"],
-        embedded=embedded,
-        header=None if row["header"] is None else json.loads(row["header"]),
+    found = EmbeddedRow(
+        digest=row["digest"],
+        fingerprint=np.frombuffer(row["fingerprint"], dtype=np.uint8),
+        embedding=embeddings[place],
+        thumbnail=row["thumbnail"],
     )
+    return row["content"], found
+
+
+def _table(source: Path | io.BytesIO, plan: str, part: int, columns: list[str]) -> Any:
+    _, parquet = _pyarrow()
+    with parquet.ParquetFile(source) as opened:
+        if _metadata(opened.schema_arrow) != {"plan": plan, "part": part}:
+            raise ValueError("it is of another plan")
+        return opened.read(columns)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pyarrow raises many classes on damaged files
+        raise Corrupt(f"{name} cannot be read: {error}; delete it and run embed again") from error
 
 
 def _metadata(schema: pa.Schema) -> object:

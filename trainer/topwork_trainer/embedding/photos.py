@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import threading
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from topwork.storage.location import Location
 from topwork.training.embed import Embedded
 from topwork_trainer.audit_files import HeaderFacts
 from topwork_trainer.data import Photos
-from topwork_trainer.embedding.parts import PartRow, read_part
+from topwork_trainer.embedding.parts import PartFacts, read_embedded, read_facts
 from topwork_trainer.embedding.plan import Plan, put_backbone, read_plan
 from topwork_trainer.embedding.run_files import RunFiles, open_run
+
+KEPT_PARTS = 4
+"""Raising it reads parts less often if photos are not taken in order, and uses more memory."""
 
 READERS = 4
 """Raising it hides more of the latency of a bucket: parts in memory before they are decoded."""
@@ -31,20 +35,52 @@ READERS = 4
 class EmbeddedPhoto(Photo):
     """A photo that was embedded. Implements EmbeddedBefore and AuditedBefore."""
 
-    row: PartRow
+    facts: PartFacts
+    parts: PartReader
+    part: int
+    place: int
+    """Its row in the part."""
 
     @property
     def group_id(self) -> bytes:
         """See EmbeddedBefore."""
-        return self.row.group_id
+        return self.facts.group
 
     def embedded(self) -> Embedded:
-        """See EmbeddedBefore."""
-        return self.row.embedded
+        """See EmbeddedBefore. Raises Corrupt if its part was damaged meanwhile, OSError."""
+        return self.parts.embedded(self.part)[self.place]
 
     def header_facts(self) -> HeaderFacts | None:
         """See AuditedBefore."""
-        return self.row.header
+        return self.facts.header
+
+
+class PartReader:
+    """Reads the embeddings of parts when they are needed, and keeps the latest few.
+
+    A fit takes photos in order, so that each part is read once for them.
+    """
+
+    def __init__(self, files: RunFiles, plan: Plan) -> None:
+        self._files = files
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._kept: dict[int, list[Embedded]] = {}
+
+    def embedded(self, part: int) -> list[Embedded]:
+        """Return what was embedded of a part's photos, in order. Raises Corrupt, OSError."""
+        with self._lock:
+            if part not in self._kept:
+                name = self._plan.part_name(part)
+                self._kept[part] = read_embedded(
+                    self._files.source(name),
+                    name=f"{self._files}/{name}",
+                    plan=self._plan.digest,
+                    part=part,
+                )
+                while len(self._kept) > KEPT_PARTS:
+                    del self._kept[next(iter(self._kept))]
+            return self._kept[part]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +114,12 @@ def read_photos(pattern: str) -> EmbeddedPhotos:
             reason="EMBEDDINGS_INCOMPLETE",
         )
     by_split: dict[str, list[Photo]] = defaultdict(list)
+    reader = PartReader(files, plan)
     with closing(in_order(files.source, names, threads=READERS, ahead=READERS)) as sources:
         for part, (name, source) in enumerate(sources):
-            for row in read_part(source, name=f"{files}/{name}", plan=plan.digest, part=part):
-                by_split[row.split].append(_photo(row))
+            found = read_facts(source, name=f"{files}/{name}", plan=plan.digest, part=part)
+            for place, facts in enumerate(found):
+                by_split[facts.split].append(_photo(facts, reader, part, place))
     return EmbeddedPhotos(
         photos=Photos(
             labels=plan.labels,
@@ -95,11 +133,20 @@ def read_photos(pattern: str) -> EmbeddedPhotos:
     )
 
 
-def _photo(row: PartRow) -> EmbeddedPhoto:
-    def read() -> bytes:
-        raise OSError(f"{row.name} was embedded earlier: only its embedding is here")
+def _photo(facts: PartFacts, parts: PartReader, part: int, place: int) -> EmbeddedPhoto:
+    return EmbeddedPhoto(
+        name=facts.name,
+        label=facts.label,
+        read=_no_file,
+        facts=facts,
+        parts=parts,
+        part=part,
+        place=place,
+    )
 
-    return EmbeddedPhoto(name=row.name, label=row.label, read=read, row=row)
+
+def _no_file() -> bytes:
+    raise OSError("the photo was embedded earlier: only its embedding is here")
 
 
 def _directory(pattern: str) -> Location:

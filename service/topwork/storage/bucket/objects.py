@@ -252,11 +252,11 @@ class Objects:
         detail = f" ({code[1]})" if code else f" (HTTP {status[1]})" if status else ""
         if "NoSuchBucket" in text:
             return OSError(errno.ENODEV, f"{self.url}: the bucket does not exist")
+        if _is_credentials(text):  # first: the cloud's own address may answer 403
+            return PermissionError(errno.EACCES, f"{self.url}: no credentials were found")
         denied = exceptions.PermissionDeniedError, exceptions.UnauthenticatedError
         if isinstance(error, denied) or (status and status[1] in {"401", "403"}):
             return PermissionError(errno.EACCES, f"{self.url}: no permission to {verb}{detail}")
-        if _is_credentials(text):
-            return PermissionError(errno.EACCES, f"{self.url}: no credentials were found")
         if isinstance(error, exceptions.InvalidPathError) or "Could not parse path" in text:
             found = _PATH.search(text)
             foreign = f"the object {found[1]!r}" if found else "an object"

@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from topwork.errors import ImageError, InvalidInput
 from topwork.printable import printable
+from topwork.storage.location import SCHEMES
 
 if TYPE_CHECKING:
     from topwork.bucket_objects import Bucket
-
-SCHEMES = ("s3", "gs", "az")
-"""Schemes of the URLs of buckets: S3, Google Cloud Storage, Azure."""
 
 UPLOAD_SECONDS = 300.0
 """Raising it saves the result of a long run from a longer outage of the store."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from topwork.storage.location import Location, is_bucket
+from topwork.storage.location import Location, is_url
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -30,7 +30,7 @@ class RepositoryType(click.ParamType[Location]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Location:
         """Return a Path, or the URL as it is."""
-        return value if is_bucket(value) else self._directory.convert(value, param, ctx)
+        return value if is_url(value) else self._directory.convert(value, param, ctx)
 
 
 def repository_option(help: str, *, exists: bool, required: bool = False) -> Callable[[C], C]:  # noqa: A002  # click's word

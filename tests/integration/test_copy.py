@@ -404,7 +404,9 @@ def _other_name(target: Repository) -> None:
 def _other_draft(target: Repository) -> None:
     draft = target.draft("later")
     with target.locked("later"):
-        target.set_draft(draft.changed(draft.exemplars, 12, "op-of-target"))
+        target.set_draft(
+            draft.changed(draft.exemplars, 12, "op-of-target"), before=target.draft(draft.model)
+        )
 
 
 @pytest.mark.parametrize(

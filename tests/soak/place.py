@@ -1,4 +1,4 @@
-"""Where the repository of a soak is: in a directory with SQLite, or in a bucket with PostgreSQL."""
+"""Places of a soak's repository: a directory with SQLite, or a bucket with PostgreSQL."""
 
 from __future__ import annotations
 

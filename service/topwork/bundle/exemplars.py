@@ -137,13 +137,14 @@ def make(
     names = names or [""] * count
     thumbnails = thumbnails or [b""] * count
     groups = np.zeros((count, GROUP_BYTES), dtype=np.uint8) if groups is None else groups
-    parts = [embeddings] if isinstance(embeddings, np.ndarray) else embeddings
     labels = tuple(sorted(set(row_labels)))
     position = {label: index for index, label in enumerate(labels)}
     targets = np.array([position[label] for label in row_labels], dtype=np.int64)
     rows = _unique_rows(digests, targets, seen, groups, names, contents)
     return Exemplars(
-        embedding_rows=collect(parts, rows, len(labels)),
+        embedding_rows=np.ascontiguousarray(embeddings[rows], dtype=np.float32)
+        if isinstance(embeddings, np.ndarray)
+        else collect(embeddings, rows, len(labels)),
         digests=digests[rows],
         fingerprints=fingerprints[rows],
         contents=contents[rows],

@@ -20,7 +20,7 @@ from topwork.bundle.names import check_model, is_model
 from topwork.bundle.review_policy import ReviewPolicy
 from topwork.bundle.serving import FILE as SERVING
 from topwork.bundle.signing.signatures import UNSIGNED, Signing
-from topwork.errors import AlreadyExists, NotFound, QuotaExceeded
+from topwork.errors import AlreadyExists, NotFound, QuotaExceeded, Stale
 from topwork.storage.storage import HIDDEN, Storage, Tag
 
 MODELS = "models"
@@ -81,14 +81,16 @@ class ModelDirectories(BlobStore):
         exists = self.storage.exists
         return exists(self.model_key(model, drafts.FILE)) and not exists(self.serving_key(model))
 
-    def set_draft(self, draft: Draft) -> None:
-        """Store a draft durably, while its model is ``locked``.
+    def set_draft(self, draft: Draft, *, before: Draft) -> None:
+        """Store the draft that was made of ``before`` durably, while its model is ``locked``.
 
         Raises Corrupt if the backbone or a shard that it refers to is not stored, Stale if another
-        writer changes the draft now.
+        writer has changed the draft since.
         """
         self._refresh_references(draft)
-        _, tag = self._tagged_draft(draft.model)
+        found, tag = self._tagged_draft(draft.model)
+        if found != before:
+            raise Stale(f"the draft of models/{draft.model} was changed by another writer")
         content = drafts.to_bytes(draft, self._signing)
         self.storage.write(self.model_key(draft.model, drafts.FILE), content, expected=tag)
 

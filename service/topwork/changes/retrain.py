@@ -176,7 +176,7 @@ class Trainer:
                 raise NotReady(text, reason="MODEL_CHANGED")
             shards = changed_shards(draft.exemplars, job, new.shards_of(job), operation)
             images = sum(len(self._repository.shard(ref.digest)) for ref in shards)
-            self._repository.set_draft(draft.changed(shards, images, operation))
+            self._repository.set_draft(draft.changed(shards, images, operation), before=draft)
 
     def _open_all(self, shards: tuple[ShardRef, ...], opened: Callable[[str], Shard]) -> None:
         """Verify and open shards on all cores; ``opened`` keeps them."""

@@ -8,6 +8,7 @@ the rows, balanced by class, is evaluated.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,22 +234,22 @@ class RowSums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedHead:
+class StreamedHead(ABC):
     """Family of heads that learns a sample's sets from all rows of their cells; see ``_Cells``."""
 
     sums: RowSums
     cells: _Cells
 
     @property
+    @abstractmethod
     def strengths(self) -> tuple[float, ...]:
         """See Family."""
-        raise NotImplementedError
 
+    @abstractmethod
     def solve_cells(
         self, within: NDArray[np.bool_], strengths: Sequence[float], *, final: bool
     ) -> list[Scorer]:
         """Return a scorer for each strength, learnt from the cells (G, F)."""
-        raise NotImplementedError
 
     def solve(
         self,

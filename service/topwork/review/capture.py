@@ -254,7 +254,7 @@ class Capture:
             delete_expired(
                 self._repository.storage,
                 self._repository.model_key(model, DIRECTORY),
-                before=self._clock() - policy.keep_seconds,
+                before=self._repository.storage.now() - policy.keep_seconds,
             )
 
     def _guard(self, act: Callable[[], None]) -> None:

@@ -137,7 +137,8 @@ class Labelling:
                 states[claim.operation] = await self._operations.find(claim.operation)
             state = states[claim.operation]
             if state is None:
-                if file.time < time.time() - SUBMIT_SECONDS:
+                now = await asyncio.to_thread(self._repository.storage.now)  # its clock
+                if file.time < now - SUBMIT_SECONDS:
                     released.append(digest)
             elif state.outcome is not None:
                 (learnt if state.outcome.result is not None else released).append(digest)

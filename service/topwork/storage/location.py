@@ -10,6 +10,9 @@ from typing import TypeAlias
 Location: TypeAlias = Path | str
 """A directory, or a URL such as ``s3://bucket/prefix``."""
 
+SCHEMES = ("s3", "gs", "az")
+"""Schemes of the URLs of buckets: S3, Google Cloud Storage, Azure."""
+
 CACHE_GIGABYTES = 20
 """Raising it lets a host keep more files of buckets, which it then need not download again."""
 
@@ -32,11 +35,11 @@ class ObjectCache:
 
 def to_location(text: str | os.PathLike[str]) -> Location:
     """Return the location that a user gave."""
-    return text if isinstance(text, str) and is_bucket(text) else Path(text)
+    return text if isinstance(text, str) and is_url(text) else Path(text)
 
 
-def is_bucket(location: object) -> bool:
-    """Return True for the URL of a bucket."""
+def is_url(location: object) -> bool:
+    """Return True for a URL, of a bucket or not: opening it refuses those of unknown schemes."""
     return isinstance(location, str) and "://" in location
 
 

@@ -15,7 +15,7 @@ from topwork.bundle import exemplars
 from topwork.bundle.exemplars import Exemplars
 from topwork.bundle.groups import GROUP_BYTES, group_id
 from topwork.bundle.store import Repository
-from topwork.errors import ImageError
+from topwork.errors import ImageError, Unavailable
 from topwork.in_order import in_order
 from topwork.inputs.image_source import ImageSource
 from topwork.inputs.kinds import InputKind, kind_of
@@ -178,7 +178,7 @@ def embed_each(
                 if cache is not None:
                     cache.put(key, row)
             return key, row
-        except Unreachable:  # it may be read later, and must not be left out
+        except Unreachable:  # of a stored image; see ``stored_image``
             raise
         except ImageError as error:
             return _skipped(source, error.reason, str(error))
@@ -191,12 +191,16 @@ def embed_each(
 def stored_image(repository: Repository, digest: str) -> bytes:
     """Return an image of a repository, to be embedded.
 
-    Raises Corrupt, and Unreachable if it cannot be read now: it must not be left out.
+    An image that cannot be read must not be left out, as an unreadable file of a user is. Raises
+    Corrupt, Unreachable if another attempt may succeed, and Unavailable for other errors.
     """
     try:
         return repository.image(digest)
+    except Unreachable:
+        raise
     except OSError as error:
-        raise Unreachable(error.errno, error.strerror) from error
+        text = f"the repository cannot be used: {error.strerror}"
+        raise Unavailable(text, reason="STORAGE") from error
 
 
 def _group_id(source: ImageSource) -> bytes:

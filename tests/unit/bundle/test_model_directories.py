@@ -224,7 +224,7 @@ def test_gc_retains_what_a_draft_refers_to(repository: Repository) -> None:
     assert new.backbone in repository.stored("backbones")
     assert not check(repository)
     with repository.locked("new"):
-        repository.set_draft(new.changed((), 0, "x"))
+        repository.set_draft(new.changed((), 0, "x"), before=new)
     stored.grow_old(repository)
     collect(repository)
     assert first not in repository.stored("exemplars")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from topwork.errors import InvalidInput
 from topwork.storage.bucket.cache import Cache
+from topwork.storage.location import SCHEMES
 from topwork.storage.locks import Locks
 from topwork.storage.storage import Storage
 
@@ -18,15 +19,10 @@ if TYPE_CHECKING:
 
     from topwork.storage.bucket.objects import Objects
 
-SCHEMES = ("s3", "gs", "az", "memory")
+OPENED = (*SCHEMES, "memory")
 
 _memory: dict[str, Any] = {}
 _mutex = threading.Lock()
-
-
-def is_url(location: str | Path) -> bool:
-    """Return True if a repository lies in an object store."""
-    return isinstance(location, str) and location.partition("://")[0] in SCHEMES
 
 
 def open_bucket(
@@ -44,10 +40,10 @@ def open_bucket(
     has conditional writes, and permits writing. Raises InvalidInput, OSError.
     """
     scheme = location.partition("://")[0]
-    if scheme not in SCHEMES:
+    if scheme not in OPENED:
         raise InvalidInput(
             f"the repository {_without_secrets(location)!r} is neither a path nor the URL of a "
-            f"bucket, {', '.join(f'{known}://' for known in SCHEMES[:-1])}",
+            f"bucket, {', '.join(f'{known}://' for known in SCHEMES)}",
             field="repository",
         )
     try:

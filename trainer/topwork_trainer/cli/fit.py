@@ -218,14 +218,16 @@ def _show(console: Console, result: FitResult) -> None:
         (label.label, str(label.images), f"{label.precision:.3f}", f"{label.recall:.3f}")
         for label in metrics.per_label
     ]
-    predicted = [f"predicted {label}" for label in manifest.labels]
-    counts = [map(str, row) for row in metrics.confusion]
-    with_confusion = tables.table(
-        (*headers, *predicted), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
-    )
-    # The report always has the confusion matrix.
-    fits = tables.width(with_confusion) <= console.width and len(predicted) <= MOST_LABELS
-    console.print(with_confusion if fits else tables.table(headers, rows, copied=["label"]))
+    table = tables.table(headers, rows, copied=["label"])
+    if len(rows) <= MOST_LABELS:  # the report always has the confusion matrix
+        predicted = [f"predicted {label}" for label in manifest.labels]
+        counts = [map(str, row) for row in metrics.confusion]
+        with_confusion = tables.table(
+            (*headers, *predicted), [(*row, *more) for row, more in zip(rows, counts, strict=True)]
+        )
+        if tables.width(with_confusion) <= console.width:
+            table = with_confusion
+    console.print(table)
     for skipped in (result.skipped, *(split.skipped for split in result.held_out)):
         for image in skipped:
             console.print(f"left out {image.name}: {image.message}", markup=False, soft_wrap=True)
